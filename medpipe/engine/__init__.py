@@ -1,0 +1,1 @@
+"""Running cases: child processes, executors, store, records."""

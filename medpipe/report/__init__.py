@@ -1,0 +1,1 @@
+"""HTML reports made from the records of a run."""

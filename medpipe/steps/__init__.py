@@ -1,0 +1,1 @@
+"""General image steps that run on the device of their input."""

@@ -1,0 +1,1 @@
+"""Workflow files, the step registry and the plan."""

@@ -1,0 +1,33 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def real_data_folder() -> Path:
+    """Where the real images are: MEDPIPE_REAL_DATA, else shared/data beside the checkout."""
+    return Path(os.environ.get("MEDPIPE_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; tests that use it are marked ``real_data``."""
+    folder = real_data_folder()
+    if not folder.is_dir():
+        pytest.skip("the folder of real images is absent (set MEDPIPE_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _gpu_only_when_present(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
