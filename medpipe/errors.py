@@ -121,7 +121,7 @@ class StoreError(MedpipeError):
     kind = "store"
 
 
-class WorkerDied(MedpipeError):
+class WorkerDied(MedpipeError):  # noqa: N818 - it names what happened
     """The process that ran a case ended without an answer."""
 
     kind = "died"
