@@ -1,0 +1,1 @@
+"""Pictures and plots as bytes: arrays in, PNG or SVG out."""
