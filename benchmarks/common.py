@@ -1,0 +1,56 @@
+"""What every benchmark script shares: the machine in words, spread, and the results file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine by its kind, without its name."""
+    described: dict[str, Any] = {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "python": platform.python_version(),
+    }
+    try:
+        import torch
+
+        described["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    except ImportError:
+        described["gpu"] = None
+    return described
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the installed versions of the packages that matter to a result."""
+    return {name: metadata.version(name) for name in names}
+
+
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
+    """Return n, median, minimum and maximum of repeated measurements."""
+    return {
+        "n": len(values),
+        "median": round(statistics.median(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+    }
+
+
+def write_results(name: str, results: dict[str, Any]) -> Path:
+    """Write ``results/<name>.json`` and return its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    record = {"machine": machine(), **results}
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return path
