@@ -73,6 +73,10 @@ class CompiledStep:
         Parameter name → other key that is read or written through it.
     files : dict
         Parameter name → sha256 of the file that the parameter names.
+    paths : dict
+        Parameter name → absolute path of that file on this machine. In `params`
+        the digest stands in its place: a path may say too much and is no part
+        of what a result is. Not in any key or digest, never recorded.
     """
 
     id: str
@@ -85,10 +89,15 @@ class CompiledStep:
     reads: Mapping[str, str] = field(default_factory=dict)
     writes: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
     makes: str = "volume"
     random: bool = False
     save: tuple[SaveSpec, ...] = ()
     qc: QcSpec | None = None
+
+    def arguments(self) -> dict[str, Json]:
+        """Return the keyword arguments to make the transform with, besides ``keys``."""
+        return {**self.params, **self.paths}
 
     def keys_read(self) -> tuple[str, ...]:
         """Return every key this step reads, inputs first, each once."""
@@ -115,6 +124,8 @@ class CompiledWorkflow:
         record = self.to_dict()
         for prose in ("summary", "description"):
             record.pop(prose)
+        for step in record["steps"]:
+            step.pop("paths")
         return hashlib.sha256(canonical_json(record)).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""Every step as a MONAI transform, for notebooks and scripts.
+
+``from medpipe.transforms import WindowIntensity, WindowIntensityd`` gives the
+array and the dictionary class. A step's module (and torch with it) is
+imported when one of its classes is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["STEPS"]
+
+STEPS: MappingProxyType[str, str] = MappingProxyType(
+    {
+        "load_volume": "medpipe.io.transforms:LoadVolumed",
+        "orient": "medpipe.steps.spatial:Orientd",
+        "resample": "medpipe.steps.spatial:Resampled",
+        "crop_foreground": "medpipe.steps.spatial:CropForegroundd",
+        "crop_or_pad": "medpipe.steps.spatial:CropOrPadd",
+        "window_intensity": "medpipe.steps.intensity:WindowIntensityd",
+        "normalize_intensity": "medpipe.steps.intensity:NormalizeIntensityd",
+        "clip_intensity": "medpipe.steps.intensity:ClipIntensityd",
+        "threshold": "medpipe.steps.mask:Thresholdd",
+        "largest_component": "medpipe.steps.mask:LargestComponentd",
+        "fill_holes": "medpipe.steps.mask:FillHolesd",
+        "morphology": "medpipe.steps.mask:Morphologyd",
+        "apply_mask": "medpipe.steps.mask:ApplyMaskd",
+        "register": "medpipe.steps.registration:Registerd",
+        "statistics": "medpipe.steps.measure:Statisticsd",
+        "head_mask": "medpipe.steps.head_ct:HeadMaskd",
+    }
+)
+"""Name of a step in a workflow → ``"module:Class"`` of its dictionary transform."""
+
+_EXTRA = {"SaveVolume": "medpipe.io.transforms", "SaveVolumed": "medpipe.io.transforms"}
+
+
+def _classes() -> dict[str, str]:
+    """Return class name → module, each step's array class (the name without ``d``) included."""
+    found = dict(_EXTRA)
+    for target in STEPS.values():
+        module, _, name = target.partition(":")
+        found[name] = module
+        found[name.removesuffix("d")] = module
+    return found
+
+
+_CLASSES = _classes()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        return getattr(importlib.import_module(_CLASSES[name]), name)
+    raise AttributeError(f"module 'medpipe.transforms' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_CLASSES, *__all__])
