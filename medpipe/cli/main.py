@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from medpipe import __version__
 from medpipe.errors import MedpipeError
@@ -36,6 +36,7 @@ First steps, with simulated patients:
 and open out/index.html. Run the same command again to resume: what is done is never done twice.""",
     help_format="plaintext",
     version_flags=["--version"],
+    default_parameter=Parameter(negative=()),
 )
 
 app.command("medpipe.cli.ls:ls", name="ls", help="List the workflows, or the steps.")

@@ -1,0 +1,73 @@
+"""From what the user points at to cases: a manifest, one file, one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medpipe.errors import UsageError
+from medpipe.io.case import Case
+from medpipe.workflow.compiled import CompiledWorkflow
+
+__all__ = ["find_cases"]
+
+_MANIFESTS = {".csv", ".tsv", ".parquet"}
+_NIFTI = (".nii", ".nii.gz")
+
+
+def find_cases(
+    source: Path, workflow: CompiledWorkflow, *, case_id: str | None = None
+) -> list[Case]:
+    """Return the cases that `source` stands for.
+
+    Parameters
+    ----------
+    source : Path
+        A manifest (.csv, .parquet); or one NIfTI or DICOM file; or a folder,
+        which is one DICOM case, unless it holds NIfTI files: then each file
+        is a case, numbered in sorted order.
+    workflow : CompiledWorkflow
+        Names the inputs.
+    case_id : str, optional
+        The id for a single case. File names may hold patient names, so they
+        are never used.
+
+    Raises
+    ------
+    UsageError
+        If `source` is absent, or the workflow needs a manifest.
+    ManifestError
+        With every problem of the manifest.
+    """
+    if not source.exists():
+        raise UsageError("no such file or folder", got=str(source))
+    if source.is_file() and source.suffix.lower() in _MANIFESTS:
+        from medpipe.io.manifest import read_manifest
+
+        optional = [name for name, spec in workflow.inputs.items() if spec.optional]
+        return read_manifest(source, inputs=list(workflow.inputs), optional=optional)
+    name = _single_input(workflow)
+    if source.is_dir() and (images := _nifti_files(source)):
+        width = max(4, len(str(len(images))))
+        return [
+            Case(f"case{number:0{width}d}", {name: str(path)})
+            for number, path in enumerate(images, start=1)
+        ]
+    return [Case(case_id or "case0001", {name: str(source.resolve())})]
+
+
+def _single_input(workflow: CompiledWorkflow) -> str:
+    required = [name for name, spec in workflow.inputs.items() if not spec.optional]
+    if len(required) != 1:
+        raise UsageError(
+            f"{workflow.name} takes {len(required)} inputs ({', '.join(required)})",
+            hint="give a manifest with one column for each: medpipe manifest scan DIR CASES.csv",
+        )
+    return required[0]
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    return sorted(
+        path.resolve()
+        for path in folder.rglob("*")
+        if path.name.lower().endswith(_NIFTI) and not path.name.startswith(".") and path.is_file()
+    )

@@ -1,0 +1,63 @@
+"""`medpipe validate`: every problem of a manifest or a workflow file, at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medpipe.cli.output import print_json
+
+__all__ = ["validate"]
+
+
+def validate(
+    file: Path,
+    /,
+    *,
+    workflow: str | None = None,
+    verify_sha256: bool = False,
+    json: bool = False,
+    workflow_path: list[Path] | None = None,
+) -> int:
+    """Check a manifest (.csv, .parquet) or a workflow (.toml) and list every problem.
+
+    Examples: `medpipe validate cases.csv --workflow head-ct-prepare`, `medpipe validate my.toml`.
+    Exit code 0 if it can be used, 2 if not.
+
+    Parameters
+    ----------
+    file : Path
+        The manifest or workflow file.
+    workflow : str, optional
+        The workflow that a manifest is meant for: its inputs must be columns.
+    verify_sha256 : bool
+        Compare every input with the manifest's `<input>_sha256` columns.
+    json : bool
+        Print JSON for a program.
+    workflow_path : list of Path, optional
+        Folders searched before all others; may be repeated.
+    """
+    if file.suffix == ".toml":
+        from medpipe.workflow.plan import compile_workflow
+
+        compiled = compile_workflow(file)
+        summary = {"workflow": compiled.name, "steps": len(compiled.steps)}
+        text = f"{file}: a sound workflow of {len(compiled.steps)} steps"
+    else:
+        from medpipe.io.manifest import read_manifest
+
+        inputs: list[str] | None = None
+        optional: list[str] = []
+        if workflow is not None:
+            from medpipe.workflow.plan import compile_workflow
+
+            specs = compile_workflow(workflow, workflow_paths=workflow_path or ()).inputs
+            inputs = list(specs)
+            optional = [name for name, spec in specs.items() if spec.optional]
+        cases = read_manifest(file, inputs=inputs, optional=optional, verify_sha256=verify_sha256)
+        patients = {case.patient_id for case in cases if case.patient_id}
+        names = sorted({name for case in cases for name in case.inputs})
+        summary = {"cases": len(cases), "patients": len(patients), "inputs": names}
+        text = f"{file}: {len(cases)} sound cases of {len(patients)} patients; "
+        text += f"inputs {', '.join(names)}"
+    print_json(summary) if json else print(text)
+    return 0
