@@ -68,7 +68,7 @@ def read_nifti(
         For files that do not state one: ``"qform"``, ``"sform"`` or axis codes
         such as ``"RAS"``; see `medpipe.io.nifti_space.find_place`.
     max_bytes : int
-        Most memory the voxels may take, as stored or as returned.
+        Most memory the voxels may take, as stored or as float32, whichever is more.
     max_ratio : float
         Most times a gzip file may grow when decompressed; not applied below
         512 MiB, where an empty mask legitimately grows a thousandfold.
