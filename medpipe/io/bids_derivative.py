@@ -194,11 +194,11 @@ def _place(source: Path, target: Path) -> None:
         place_file(sidecar, target.with_name(name))
 
 
-def place_file(source: Path, target: Path) -> None:
+def place_file(source: Path, target: Path, *, durable: bool = True) -> None:
     """Make `target` the same file as `source`, or a copy on another file system."""
-    with atomic_path(target) as tmp:
+    with atomic_path(target, durable=durable) as tmp:
         try:
-            os.link(source, tmp)
+            os.link(os.path.realpath(source), tmp)  # of a link, what it leads to
         except OSError:
             shutil.copyfile(source, tmp)
 
