@@ -1,0 +1,226 @@
+"""The store: results under the hash of everything that made them, written once.
+
+An object is a folder ``store/ab/abcd…/`` with ``object.json`` and its files.
+It is written under ``store/.tmp``, flushed, verified and renamed, so it is
+there whole or not at all, and two processes that make the same object need no
+lock: the second one throws its copy away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from medpipe.engine.limits import process_start
+from medpipe.errors import MedpipeError, StoreError
+from medpipe.io.atomic import fsync_dir, fsync_file, sha256_file
+from medpipe.io.crashpoints import reach
+
+__all__ = ["OBJECT_SCHEMA", "Store"]
+
+OBJECT_SCHEMA = 1
+_FOREIGN_LEFTOVER_S = 24 * 3600
+
+
+def _host_tag() -> str:
+    """Name this machine, boot and process namespace: where a pid means something."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _canonical(record: Any) -> bytes:
+    text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+class Store:
+    """The results of an output folder.
+
+    Parameters
+    ----------
+    out : Path
+        The output folder; ``out/store`` is made when the first object is.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.root = Path(out) / "store"
+        self._prefix = str(self.root)
+        self._tmp = self.root / ".tmp"
+        self._host = _host_tag()
+
+    def folder(self, key: str) -> Path:
+        """Return the folder of an object, which may not be there."""
+        return self.root / key[:2] / key
+
+    def has(self, key: str) -> bool:
+        """Tell whether an object is there; if so, it is whole."""
+        return os.path.exists(f"{self._prefix}/{key[:2]}/{key}/object.json")
+
+    def record(self, key: str) -> dict[str, Any]:
+        """Return the content of ``object.json``.
+
+        Raises
+        ------
+        StoreError
+            If the object is absent or damaged.
+        """
+        try:
+            return json.loads((self.folder(key) / "object.json").read_bytes())
+        except (OSError, ValueError):
+            raise _damaged(key, "its description cannot be read") from None
+
+    def file(self, key: str, name: str) -> Path:
+        """Return the path of one file of an object after checking its content.
+
+        Raises
+        ------
+        StoreError
+            If it is not, byte for byte, what was written.
+        """
+        path = self.folder(key) / name
+        entry = self.record(key)["files"].get(name)
+        try:
+            intact = entry is not None and sha256_file(path) == entry["sha256"]
+        except OSError:
+            intact = False
+        if not intact:
+            raise _damaged(key, "a file differs from what was written")
+        return path
+
+    def put(self, key: str, record: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """Make an object, unless another process made it in the meantime.
+
+        Parameters
+        ----------
+        key : str
+        record : dict
+            Content of ``object.json``; ``schema``, ``key`` and ``files`` are added.
+        write : callable
+            Writes and verifies the files of the object in the folder it is given.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or the folder cannot be written.
+        """
+        if self.has(key):
+            return
+        with self._scratch() as tmp:
+            reach("before_write")
+            write(tmp)
+            files = {}
+            for path in sorted(tmp.iterdir()):
+                files[path.name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            content = {"schema": OBJECT_SCHEMA, "key": key, "files": files, **record}
+            (tmp / "object.json").write_bytes(_canonical(content))
+            reach("after_tmp_write")
+            for path in tmp.iterdir():
+                path.chmod(0o444)
+                fsync_file(path)
+            fsync_dir(tmp)
+            self._settle(tmp, self.folder(key))
+
+    @staticmethod
+    def _settle(tmp: Path, final: Path) -> None:
+        final.parent.mkdir(exist_ok=True)
+        reach("before_rename")
+        try:
+            os.rename(tmp, final)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        fsync_dir(final.parent)
+        reach("after_rename")
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Give a folder below ``.tmp`` whose name says which process it belongs to."""
+        pid = os.getpid()
+        name = f"{self._host}-{pid}-{process_start(pid) or 0}-{uuid.uuid4().hex[:12]}"
+        tmp = self._tmp / name
+        try:
+            tmp.mkdir(parents=True)
+            yield tmp
+        except OSError as error:
+            raise StoreError(
+                "a result could not be written",
+                got=f"{type(error).__name__}: {os.strerror(error.errno or 0)}",
+                hint="free disk space or check the folder's permissions, then run the same command",
+            ) from error
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+
+    def remove_leftovers(self) -> int:
+        """Remove what dead processes left under ``.tmp``; return how many folders."""
+        removed = 0
+        with contextlib.suppress(FileNotFoundError):
+            for entry in list(os.scandir(self._tmp)):
+                if self._is_leftover(entry):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                    removed += 1
+        return removed
+
+    def _is_leftover(self, entry: os.DirEntry[str]) -> bool:
+        host, _, rest = entry.name.partition("-")
+        pid, _, rest = rest.partition("-")
+        start = rest.partition("-")[0]
+        if host == self._host and pid.isdigit() and start.isdigit():
+            return process_start(int(pid)) != int(start)
+        # Another machine on a shared disk, or this one before a reboot: go by age.
+        try:
+            return time.time() - entry.stat().st_mtime > _FOREIGN_LEFTOVER_S
+        except OSError:
+            return False
+
+    def publish(self, key: str, name: str, target: Path) -> None:
+        """Put a file of an object at `target`, as a hard link where possible.
+
+        Raises
+        ------
+        StoreError
+            If the folder cannot be written.
+        """
+        source = self.folder(key) / name
+        tmp = target.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samefile(source, target):
+                    return
+            try:
+                os.link(source, tmp)
+            except FileNotFoundError:
+                raise
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(source, tmp)
+                tmp.chmod(0o444)
+            os.replace(tmp, target)
+        except OSError as error:
+            raise StoreError(
+                "a result could not be put into the folder of its case",
+                got=f"{type(error).__name__}: {os.strerror(error.errno or 0)}",
+                hint="free disk space or check the folder's permissions, then run the same command",
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                tmp.unlink(missing_ok=True)
+
+
+def _damaged(key: str, what: str) -> MedpipeError:
+    return StoreError(
+        f"a stored result is damaged: {what}",
+        where=f"store/{key[:2]}/{key[:12]}…",
+        hint="delete that folder and run the same command; check the disk",
+    )

@@ -1,0 +1,185 @@
+"""Values of a case to files of an object and back: volumes as NIfTI, tables as JSON.
+
+What is saved is read again at once and the value that was read travels on, so
+that a case resumed from the store computes on the very same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medpipe.engine.store import Store
+from medpipe.engine.tables import table_csv
+from medpipe.errors import StepError, StoreError
+from medpipe.types import Finding, Json, Severity
+from medpipe.workflow.compiled import CompiledStep
+
+__all__ = ["findings_of", "load_values", "object_files", "save_values"]
+
+
+def object_files(step: CompiledStep) -> dict[str, tuple[str, str | None]]:
+    """Return what the object of a step holds: key → file name and dtype.
+
+    A table is kept also when the workflow does not save it, because it goes
+    into the record of the case.
+    """
+    files = {s.key: (s.file, s.dtype) for s in step.save}
+    if step.makes == "table":
+        for name in step.outputs:
+            files.setdefault(name, (f"{name}.json", None))
+    return files
+
+
+def findings_of(value: Any) -> list[dict[str, Any]]:
+    """Return the findings that a volume carries (JSON form), none for anything else."""
+    return list(_facts(value).get("findings", []))
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    meta = getattr(value, "meta", None)
+    facts = meta.get("medpipe") if isinstance(meta, Mapping) else None
+    return dict(facts) if isinstance(facts, Mapping) else {}
+
+
+def save_values(
+    store: Store,
+    key: str,
+    step: CompiledStep,
+    data: Mapping[str, Any],
+    *,
+    reads: Mapping[str, Json],
+    findings: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Make the object of a step and return its values as re-read.
+
+    Parameters
+    ----------
+    store : Store
+    key : str
+        Content key of the step.
+    step : CompiledStep
+    data : dict
+        The values of the case after the step.
+    reads : dict
+        Key that the step read → content key of its value.
+    findings : list of dict
+        What the inputs of the step carried; recorded with tables, which carry none.
+
+    Raises
+    ------
+    StoreError
+        If a file could not be written or does not read back equal.
+    StepError
+        If a value is not of the kind that the step promised.
+    """
+    kept = object_files(step)
+    reread: dict[str, Any] = {}
+
+    def write(folder: Path) -> None:
+        for name, (file, dtype) in kept.items():
+            reread[name] = _write_value(folder, name, file, _value(data, name), dtype)
+
+    values = {}
+    for name in dict.fromkeys((*step.outputs, *kept)):
+        if name in data:
+            facts = _facts(data[name])
+            file = kept[name][0] if name in kept else None
+            values[name] = {
+                "makes": "table" if isinstance(data[name], dict) else step.makes,
+                "file": _plain_name(name, file) if file is not None else None,
+                "source": facts.get("source", {}),
+                "findings": facts.get("findings", list(findings)),
+            }
+    record = {
+        "step": {
+            "id": step.id,
+            "use": step.use,
+            "version": step.version,
+            "params": dict(step.params),
+        },
+        "reads": dict(reads),
+        "values": values,
+    }
+    store.put(key, record, write)
+    # Another process, or an earlier run, may have made it: then its values are the ones.
+    return reread or load_values(store, key, list(kept))
+
+
+def _value(data: Mapping[str, Any], name: str) -> Any:
+    try:
+        return data[name]
+    except KeyError:
+        raise StepError(f'the step made no value for the key "{name}"') from None
+
+
+def _plain_name(name: str, file: str) -> str:
+    """Return the file that a value is read from: a CSV is for people, JSON lies beside it."""
+    return f"table-{name}.json" if file.endswith(".csv") else file
+
+
+def _write_value(folder: Path, name: str, file: str, value: Any, dtype: str | None) -> Any:
+    if isinstance(value, dict):
+        if file.endswith(".csv"):
+            (folder / file).write_text(table_csv(value), encoding="utf-8", newline="")
+        return _write_table(folder / _plain_name(name, file), value)
+    if not hasattr(value, "affine"):
+        raise StepError(
+            "only images and tables can be saved",
+            expected="a MetaTensor or a dict of JSON values",
+            got=type(value).__name__,
+        )
+    from medpipe.io.nifti import write_nifti
+    from medpipe.io.transforms import metatensor_from_volume, volume_from_metatensor
+
+    volume = write_nifti(folder / file, volume_from_metatensor(value), dtype=dtype)
+    return metatensor_from_volume(volume)
+
+
+def _write_table(path: Path, table: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text = json.dumps(table, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError):
+        raise StepError(
+            "a table holds something that is not JSON",
+            expected="dicts with text keys, lists, text, finite numbers, true, false, null",
+        ) from None
+    content = (text + "\n").encode()
+    path.write_bytes(content)
+    if path.read_bytes() != content:
+        raise StoreError("a written file reads back differently", hint="check the disk")
+    return json.loads(content)
+
+
+def load_values(store: Store, key: str, names: Iterable[str]) -> dict[str, Any]:
+    """Read values of an object, after checking that its files are what was written.
+
+    Raises
+    ------
+    StoreError
+        If the object is damaged.
+    """
+    described: Mapping[str, Any] = store.record(key)["values"]
+    return {name: _read_value(store, key, described[name]) for name in names}
+
+
+def _read_value(store: Store, key: str, described: Mapping[str, Json]) -> Any:
+    path = store.file(key, str(described["file"]))
+    if described["makes"] == "table":
+        return json.loads(path.read_bytes())
+    import math
+
+    from medpipe.io.nifti import read_nifti
+    from medpipe.io.transforms import metatensor_from_volume
+
+    # It is our own file and its hash is right, so limits for foreign files do not apply.
+    volume = read_nifti(path, ndim=(3, 4), max_bytes=1 << 62, max_ratio=math.inf)
+    volume.source = dict(described["source"])  # type: ignore[arg-type]
+    volume.findings = [_finding(f) for f in described["findings"]]  # type: ignore[union-attr]
+    return metatensor_from_volume(volume)
+
+
+def _finding(record: Any) -> Finding:
+    return Finding(**{**record, "severity": Severity[record["severity"].upper()]})
