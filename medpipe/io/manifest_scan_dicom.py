@@ -65,6 +65,11 @@ def _choose(all_series: Sequence[Series], rules: SeriesRules, report: ScanReport
             report.left_out.append((series.label, "it does not meet the rules"))
         else:
             chosen.append(series)
+    # Parts of one series are no single volume, unless the rules single one out.
+    uids = Counter(series.frames[0].series for series in chosen)
+    for series in [s for s in chosen if uids[s.frames[0].series] > 1]:
+        chosen.remove(series)
+        report.left_out.append((series.label, "it is one of several parts of a series"))
     if not rules.most_slices:
         return chosen
     most: dict[str, int] = defaultdict(int)
@@ -93,13 +98,10 @@ def _name(chosen: Sequence[Series], key: bytes | None) -> list[tuple[str, str, S
         patient = f"p{number:0{width}d}"
         if key is not None:
             patient = "p" + tag(key, "patient", identity, digits=12)
-        parts: Counter[str] = Counter()
         for rank, series in enumerate(by_patient[identity], start=1):
-            uid = series.frames[0].series
-            parts[uid] += 1
             end = f"{rank:02d}"
             if key is not None:
-                end = tag(key, "series", uid, str(parts[uid]), digits=8)
+                end = tag(key, "series", series.frames[0].series, digits=8)
             named.append((f"{patient}_s{end}", patient, series))
     return named
 

@@ -133,6 +133,23 @@ def test_rules_and_what_is_left_out(hospital: Path, tmp_path: Path) -> None:
         scan_to_manifest(hospital, out, rules={"colour": "red"})
 
 
+def test_parts_of_a_series_need_a_rule(hospital: Path, tmp_path: Path) -> None:
+    from pydicom import dcmread
+
+    for path in sorted((hospital / "a").iterdir())[:2]:
+        ds = dcmread(path)
+        ds.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+        ds.ImagePositionPatient = [0, ds.ImagePositionPatient[2], 0]
+        ds.save_as(path)
+    report = scan_to_manifest(hospital, tmp_path / "cases.csv")
+    assert sorted(values(c.inputs["image"]).pop() for c in report.cases) == [4, 5, 6]
+    assert [why for _, why in report.left_out] == ["it is one of several parts of a series"] * 2
+    rules = {"orientation": "axial", "series_number": 3}
+    (case,) = scan_to_manifest(hospital, tmp_path / "cases.csv", rules=rules).cases
+    assert values(case.inputs["image"]) == {3}
+    assert case.covariates["slices"] == "3"
+
+
 def test_a_damaged_series_gets_no_row(hospital: Path, tmp_path: Path) -> None:
     victim = sorted((hospital / "a").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:200])
