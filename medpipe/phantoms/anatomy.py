@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -127,9 +128,9 @@ class Subject:
         tilt = np.clip(rng.normal(0, (4.0, 1.5, 2.0)), -8, 8)
         shift = np.clip(rng.normal(0, (2.0, 4.0, 4.0)), -9, 9)
         return cls(
-            scale=tuple(float(s) for s in scale),
-            tilt_deg=tuple(float(t) for t in tilt),
-            shift_mm=tuple(float(t) for t in shift),
+            scale=_three(scale),
+            tilt_deg=_three(tilt),
+            shift_mm=_three(shift),
             ventricles=float(rng.uniform(0.85, 1.25)),
             atrophy_mm=float(rng.uniform(0.0, 0.5)),
             skull_mm=float(rng.uniform(5.5, 7.5)),
@@ -240,17 +241,17 @@ class HeadAnatomy:
         return x, y, z
 
     def _canvas(self, points: NDArray[np.float64], rows: Array, edge_mm: float) -> Canvas:
-        whole = Canvas(*(points[:, i].astype(F) for i in range(3)), rows, edge_mm)
+        x, y, z = (points[:, i].astype(F) for i in range(3))
+        whole = Canvas(x, y, z, rows, edge_mm)
         if self.table:
             _paint_table(whole)
-        straight = self._template(points)
-        box = (F(100), F(130), F(260))
-        near = np.ones(len(points), bool)
-        for a, b in zip(straight, box, strict=True):
-            near &= np.abs(a) < b
+        x, y, z = self._template(points)
+        # Beyond these bounds there is air in every subject.
+        wide = np.where(z > -20, F(104), F(120))
+        near = (np.abs(x) < 100) & (np.abs(y) < wide) & (z < 100)
         at = np.flatnonzero(near)
         if at.size:
-            straight = tuple(a[at] for a in straight)  # type: ignore[assignment]
+            straight = (x[at], y[at], z[at])
             part = whole.part(at)
             head = Canvas(*self._bent(straight), rows, edge_mm)
             head.label, head.value = part.label, part.value
@@ -275,8 +276,8 @@ class HeadAnatomy:
         within = np.flatnonzero(inner < body.edge_mm)
         if within.size:
             brain = body.part(within)
-            affine_points = tuple(a[at][within] for a in straight)
-            anatomy_brain.paint(self, brain, inner[within], affine_points)
+            x, y, z = (a[at][within] for a in straight)
+            anatomy_brain.paint(self, brain, inner[within], (x, y, z))
             body.put(within, brain)
         head.put(at, body)
 
@@ -307,6 +308,11 @@ class HeadAnatomy:
         return order[near][labels == HeadLabel.BLOOD]
 
 
+def _three(values: ArrayLike) -> tuple[float, float, float]:
+    a, b, c = (float(v) for v in np.asarray(values))
+    return a, b, c
+
+
 def endocranium(p: tuple[Array, Array, Array]) -> Array:
     """Return the signed distance in mm to the inner table of the skull."""
     x, y, z = p
@@ -319,7 +325,7 @@ def endocranium(p: tuple[Array, Array, Array]) -> Array:
     r = np.sqrt(x * x + (y + 4) ** 2 + z * z)
     vault = F(0.96) * r * (1 - 1 / np.maximum(k, F(1e-3)))
     vault = np.where(k < 1e-3, F(-62), vault)
-    floor = -(z + 24 + F(0.12) * np.minimum(y - 20, 0) - F(0.06) * ax)
+    floor = -(z + F(24) + F(0.12) * np.minimum(y - F(20), F(0)) - F(0.06) * ax)
     vault = smax(vault, floor, 10.0)
     half = (ax, y, z)
     temporal = ellipsoid(half, (37, 8, -28), (25, 36, 23), turn_deg=-8)
@@ -343,7 +349,7 @@ def _paint_table(canvas: Canvas) -> None:
     canvas.paint(HeadLabel.TABLE, np.maximum(np.abs(cup) - F(1.3), beyond))
 
 
-def _tiles(shape: tuple[int, ...]) -> list[tuple[object, ...]]:
+def _tiles(shape: tuple[int, ...]) -> list[Any]:
     """Return index tuples that cut an array into compact blocks of some thousand points."""
     if len(shape) == 0:
         return [(None,)]

@@ -71,7 +71,7 @@ def paint(head: HeadAnatomy, c: Canvas, inner: Array, straight: Points) -> None:
     if kind in ("sah", "sdh"):
         scale = F(1.0) if kind == "sah" else np.maximum(_sdh_profile(head, c.p), F(0.05))
         c.paint(L.BLOOD, np.maximum(order * scale, inner))
-    press = F(0)
+    press: Array | np.float32 = F(0)
     if kind == "sdh":
         press = F(head.lesion_level) * _sdh_profile(head, c.p)
     tent = _tentorium(c.p)

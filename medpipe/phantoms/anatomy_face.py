@@ -112,7 +112,7 @@ def _paint_air(head: HeadAnatomy, c: Canvas) -> None:
         return
     h = c.half
     x, y, z = h
-    cells = np.abs(head.texture(x * 1.5, y * 1.5, z * 1.5)) - F(0.35)
+    cells = np.abs(head.texture(x * F(1.5), y * F(1.5), z * F(1.5))) - F(0.35)
     for sinus in (
         ellipsoid(h, (31, 56, -76), (14, 17, 16)),  # maxillary
         ellipsoid(h, (9, 82, -14), (9, 3.2, 10)),  # frontal
@@ -120,7 +120,7 @@ def _paint_air(head: HeadAnatomy, c: Canvas) -> None:
         c.paint(L.CORTICAL_BONE, sinus - 1.8)
         c.paint(L.CAVITY_AIR, sinus)
     sphenoid = np.maximum(ellipsoid(h, (8, 22, -42), (8, 11, 9)), F(0.6) - x)
-    c.paint(L.CORTICAL_BONE, sphenoid - 1.6)
+    c.paint(L.CORTICAL_BONE, sphenoid - F(1.6))
     c.paint(L.CAVITY_AIR, sphenoid)
     nose = ellipsoid(h, (0, 60, -70), (15, 36, 26))
     c.paint(L.SKIN, nose - 1.0)
