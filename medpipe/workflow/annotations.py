@@ -23,7 +23,7 @@ from medpipe.workflow.source import SourceModule
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-__all__ = ["Annotation", "UnsupportedAnnotation", "json_value", "read_annotation"]
+__all__ = ["Annotation", "Misfit", "UnsupportedAnnotation", "json_value", "read_annotation"]
 
 _MAX_DEPTH = 12
 _LISTS = {"list", "List", "Sequence"}
@@ -36,8 +36,8 @@ class UnsupportedAnnotation(Exception):  # noqa: N818
     """The annotation is outside the language."""
 
 
-class NotJson(Exception):  # noqa: N818
-    """The value cannot be written as JSON."""
+class Misfit(Exception):  # noqa: N818
+    """The value does not fit the annotation, or cannot be written as JSON."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,15 @@ class Annotation:
 
         Raises
         ------
-        ValueError
-            If the value does not fit. (pydantic's text is not for the user.)
+        Misfit
+            If the value does not fit.
         """
-        return json_value(self._adapter.validate_python(value))
+        from pydantic import ValidationError
+
+        try:
+            return json_value(self._adapter.validate_python(value))
+        except (ValidationError, OverflowError):
+            raise Misfit from None
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
@@ -148,18 +153,18 @@ def json_value(value: Any) -> Json:
 
     Raises
     ------
-    NotJson
+    Misfit
         For dates, NaN, infinity and anything else JSON has no form for.
     """
     if isinstance(value, float) and not math.isfinite(value):
-        raise NotJson
+        raise Misfit
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):
         return [json_value(v) for v in value]
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {k: json_value(v) for k, v in value.items()}
-    raise NotJson
+    raise Misfit
 
 
 def read_annotation(node: ast.expr, module: SourceModule, depth: int = 0) -> Annotation:

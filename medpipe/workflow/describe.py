@@ -17,7 +17,7 @@ from medpipe.errors import MedpipeError, Problem, StepError
 from medpipe.types import Json
 from medpipe.workflow.annotations import (
     Annotation,
-    NotJson,
+    Misfit,
     UnsupportedAnnotation,
     json_value,
     read_annotation,
@@ -200,7 +200,7 @@ class _Reader:
             return None
         try:
             return annotation.check(json_value(_literal(node, module)))
-        except (ValueError, NotJson):
+        except (ValueError, Misfit):
             raise StepError(
                 f"the default of parameter {name} is no literal of its type",
                 expected=str(annotation),
@@ -285,10 +285,14 @@ def numpydoc_parameters(docstring: str) -> dict[str, str]:
         body = text[mark.end() : following.start() if following else len(text)]
         names: list[str] = []
         for line in body.splitlines():
+            text_of_line = line.strip()
             if line and not line[0].isspace():
-                names = [n.strip().lstrip("*") for n in line.split(":")[0].split(",")]
-            for name in names if line[:1].isspace() else ():
-                words[name] = f"{words.get(name, '')} {line.strip()}".strip()
+                left, _, kind = line.partition(":")
+                names = [n.strip().lstrip("*") for n in left.split(",")]
+                # A type such as {"linear", "nearest"} is worth showing.
+                text_of_line = kind.strip() if kind.strip().startswith("{") else ""
+            for name in names:
+                words[name] = f"{words.get(name, '')} {text_of_line}".strip()
     return words
 
 
@@ -323,7 +327,7 @@ def check_parameters(
             value = given[parameter.name]
             try:
                 values[parameter.name] = parameter.annotation.check(json_value(value))
-            except (ValueError, NotJson):
+            except Misfit:
                 problems.append((parameter.name, _wrong_type(parameter, value)))
         elif parameter.required:
             what = f'step "{step.name}" needs the parameter "{parameter.name}"'

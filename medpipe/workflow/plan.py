@@ -250,7 +250,8 @@ class _Compiler:
             self.spec.refuse(what, path, "letters, digits, dot, _ and -, no folder")
             return
         if not name.endswith(suffixes):
-            what = f"a {kind} is saved as {' or '.join(suffixes)}, got {shown(name)}"
+            noun = "label map" if kind == "labels" else kind
+            what = f"a {noun} is saved as {' or '.join(suffixes)}, got {shown(name)}"
             self.spec.refuse(what, path)
         if save.dtype is not None and kind == "table":
             self.spec.refuse("a table has no dtype", path)

@@ -80,7 +80,7 @@ def step_target(name: str) -> str:
 
 
 def _value(point: EntryPoint) -> str:
-    return point.value.replace(" ", "")
+    return re.sub(r"\s*:\s*", ":", point.value.strip())
 
 
 def check_step_names(names: Iterable[str]) -> None:

@@ -1,0 +1,1 @@
+"""Steps of one group, for use in medpipe workflows."""

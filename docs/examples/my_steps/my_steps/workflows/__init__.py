@@ -1,0 +1,1 @@
+"""Workflow files that come with these steps."""
