@@ -15,11 +15,9 @@ from cyclopts import App, CycloptsError, Parameter
 from medpipe import __version__
 from medpipe.errors import MedpipeError
 
-__all__ = ["EXIT_ALL_FAILED", "EXIT_SOME_FAILED", "EXIT_USAGE", "app", "main"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_USAGE", "VERBS", "app", "invoke", "main"]
 
 EXIT_USAGE = 2
-EXIT_SOME_FAILED = 3
-EXIT_ALL_FAILED = 4
 EXIT_INTERRUPTED = 130
 
 app = App(
@@ -33,22 +31,17 @@ First steps, with simulated patients:
     medpipe ls
     medpipe run dicom-import hospital/cases.csv out/
 
-and open out/index.html. Run the same command again to resume: what is done is never done twice.""",
-    help_format="plaintext",
+and open `out/index.html`. Run the same command again to resume: what is done is never done twice.""",
+    help_format="markdown",
     version_flags=["--version"],
     default_parameter=Parameter(negative=()),
 )
 
-app.command("medpipe.cli.ls:ls", name="ls", help="List the workflows, or the steps.")
-app.command("medpipe.cli.show:show", name="show", help="Explain one workflow or one step.")
-app.command("medpipe.cli.validate:validate", name="validate", help="Check a manifest or workflow.")
-app.command("medpipe.cli.plan:plan", name="plan", help="Say what a run would do; do nothing.")
-app.command("medpipe.cli.run:run", name="run", help="Run a workflow over a case or a manifest.")
-app.command("medpipe.cli.report:report", name="report", help="Build the HTML report of a run.")
-app.command("medpipe.cli.doctor:doctor", name="doctor", help="Check this machine, or a run folder.")
-app.command("medpipe.cli.manifest:app", name="manifest", help="Make and check lists of cases.")
-app.command("medpipe.cli.data:app", name="data", help="Make simulated patients with known truth.")
-app.command("medpipe.cli.bids:bids", name="bids", help="Run a workflow as a BIDS app.")
+VERBS = ("ls", "show", "plan", "validate", "run", "report", "doctor", "manifest", "data", "bids")
+_GROUPS = ("manifest", "data")  # verbs with verbs of their own
+for _verb in VERBS:
+    _name = "app" if _verb in _GROUPS else _verb
+    app.command(f"medpipe.cli.{_verb}:{_name}", name=_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
+    if not arguments or arguments[0] in app.help_flags:
+        for verb in VERBS:
+            app[verb]  # load it, for its one line in the list
     try:
         code = app(
             arguments,

@@ -1,0 +1,203 @@
+"""`medpipe manifest`: lists of cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App, Parameter
+
+from medpipe.cli.output import console, print_json, print_table
+
+__all__ = ["app"]
+
+app = App(
+    name="manifest",
+    help="""Make lists of cases from folders, and look at what a folder holds.
+
+A manifest is a CSV with one row per case: case_id, patient_id, one column per
+input of the workflow, and any further columns the study needs.""",
+    help_format="markdown",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@app.command
+def scan(
+    folder: Path,
+    csv: Path,
+    /,
+    *,
+    kind: Literal["auto", "dicom", "bids", "nifti"] = "auto",
+    workflow: str | None = None,
+    input_name: str | None = None,
+    modality: str | None = None,
+    min_slices: int | None = None,
+    max_thickness_mm: float | None = None,
+    orientation: Literal["axial", "coronal", "sagittal"] | None = None,
+    contrast: bool | None = None,
+    most_slices: bool = False,
+    pseudonym_key: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Write a manifest of everything below a folder: DICOM tree, BIDS dataset or NIfTI files.
+
+    Ids are made up (p0001_s01); nothing from a DICOM header that could name a
+    patient is written. The paths in the manifest are yours: keep it where the
+    images are.
+
+    Example: `medpipe manifest scan hospital/ cases.csv --workflow head-ct-prepare --modality CT`
+
+    Parameters
+    ----------
+    folder : Path
+        The folder to scan.
+    csv : Path
+        The manifest to write.
+    kind : {"auto", "dicom", "bids", "nifti"}
+        What the folder holds.
+    workflow : str, optional
+        Take the name of the input column from this workflow.
+    input_name : str, optional
+        Name of the input column (default: image).
+    modality : str, optional
+        Take series of this modality alone, e.g. CT.
+    min_slices : int, optional
+        Take series of at least so many slices.
+    max_thickness_mm : float, optional
+        Take series of slices no thicker than this.
+    orientation : {"axial", "coronal", "sagittal"}, optional
+        Take series of this orientation alone.
+    contrast : bool, optional
+        Take series with contrast agent, or (--no-contrast) without.
+    most_slices : bool
+        Of each study take the series with the most slices.
+    pseudonym_key : Path, optional
+        File with a secret; ids then stay the same when the folder is scanned again.
+    json : bool
+        Print JSON for a program.
+    """
+    from medpipe.io.manifest_scan import scan_to_manifest
+
+    if input_name is None:
+        input_name = _input_of(workflow) if workflow else "image"
+    rules = {
+        "modality": modality,
+        "min_slices": min_slices,
+        "slice_thickness_mm": None if max_thickness_mm is None else [0, max_thickness_mm],
+        "orientation": orientation,
+        "contrast": contrast,
+        "most_slices": most_slices or None,
+    }
+    chosen = {name: value for name, value in rules.items() if value is not None}
+    with _Bar() as bar:
+        report = scan_to_manifest(
+            folder,
+            csv,
+            kind=kind,
+            input_name=input_name,
+            rules=chosen or None,
+            progress=bar,
+            pseudonym_key=pseudonym_key,
+        )
+    if json:
+        print_json(
+            {
+                "kind": report.kind,
+                "manifest": str(csv),
+                "cases": len(report.cases),
+                "left_out": [{"what": what, "why": why} for what, why in report.left_out],
+                "findings": [finding.to_dict() for finding in report.findings],
+            }
+        )
+        return 0
+    if report.left_out:
+        print_table(("left out", "why"), report.left_out)
+        print()
+    for finding in report.findings:
+        print(f"{finding.severity.name.lower()}: {finding.message}")
+    print(f"{csv}: {len(report.cases)} cases ({report.kind})")
+    return 0
+
+
+@app.command
+def series(folder: Path, /, *, json: bool = False) -> int:
+    """List the DICOM series below a folder: geometry, kernel, and whether they make a volume.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder to scan.
+    json : bool
+        Print JSON for a program.
+    """
+    from medpipe.io.dicom_series import scan_series
+
+    with _Bar() as bar:
+        found = scan_series(folder, progress=bar)
+    if json:
+        print_json([one.to_dict() for one in found])
+        return 0
+    print_table(
+        (
+            "series",
+            "modality",
+            "slices",
+            "matrix",
+            "spacing mm",
+            "step mm",
+            "tilt °",
+            "kernel",
+            "id",
+        ),
+        [
+            (
+                str(one.number),
+                one.modality,
+                str(one.n_slices),
+                f"{one.rows} × {one.cols}",
+                _numbers(one.spacing_mm),
+                _numbers(one.step_mm),
+                f"{one.tilt_deg:.1f}",
+                one.kernel or "",
+                one.uid_hash8,
+            )
+            for one in found
+        ],
+    )
+    return 0
+
+
+def _numbers(values: object) -> str:
+    if values is None:
+        return ""
+    if isinstance(values, int | float):
+        return f"{values:g}"
+    if isinstance(values, list | tuple):
+        return " ".join(f"{value:.4g}" for value in values if value is not None)
+    return str(values)
+
+
+def _input_of(workflow: str) -> str:
+    from medpipe.workflow.plan import compile_workflow
+
+    return next(iter(compile_workflow(workflow).inputs))
+
+
+class _Bar:
+    """A bar on stderr while a folder is read; silent where no one watches."""
+
+    def __enter__(self) -> _Bar:
+        from rich.progress import Progress
+
+        err = console(stderr=True)
+        self._progress = Progress(console=err, transient=True, disable=not err.is_terminal)
+        self._progress.start()
+        self._task = self._progress.add_task("reading headers", total=None)
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
