@@ -140,11 +140,12 @@ def _require_fit(block: NDArray[Any], target: np.dtype[Any]) -> None:
         if low < info.min or high > info.max:
             raise _misfit(target, f"values from {low:g} to {high:g}", "save as a wider type")
         return
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         stored = block.astype(target)
+        exact = block.dtype.kind not in "iu" or np.array_equal(stored.astype(block.dtype), block)
     if not np.isfinite(stored).all():
         raise _misfit(target, "values beyond its range", "save as float64")
-    if block.dtype.kind in "iu" and not np.array_equal(stored.astype(block.dtype), block):
+    if not exact:
         raise _misfit(target, "integers it cannot hold exactly", "save as an integer type")
 
 

@@ -19,7 +19,15 @@ from monai.utils import SpaceKeys, TransformBackends
 from numpy.typing import NDArray
 
 from medpipe.errors import InputError, UsageError
+from medpipe.io.checks import require_known_fixes
 from medpipe.io.detect import detect_kind
+from medpipe.io.dicom_options import (
+    GantryTilt,
+    MissingSlices,
+    ResampleGrid,
+    TimePoints,
+    VariableStep,
+)
 from medpipe.io.nifti import read_nifti, write_nifti
 from medpipe.types import Finding, Severity, Volume
 
@@ -161,8 +169,9 @@ class LoadVolume(Transform):
     missing_slices, variable_step, gantry_tilt, time_points : str
         What to do with an incomplete, unevenly spaced, tilted or repeated DICOM
         series; see `medpipe.io.dicom_series.read_dicom_series`.
-    spacing_mm : float, optional
-        Slice distance to resample a DICOM series to, where a repair resamples.
+    spacing_mm : float or list of three floats, optional
+    resample_grid : str
+        Voxel size and grid of a DICOM series that a repair resamples.
     max_gb : float
         Most memory the voxels may take, in GiB.
 
@@ -180,17 +189,19 @@ class LoadVolume(Transform):
         fixes: Sequence[str] = (),
         assume_orientation: str | None = None,
         select: dict[str, Any] | None = None,
-        missing_slices: str = "refuse",
-        variable_step: str = "refuse",
-        gantry_tilt: str = "keep",
-        time_points: str = "refuse",
-        spacing_mm: float | None = None,
+        missing_slices: MissingSlices = "refuse",
+        variable_step: VariableStep = "refuse",
+        gantry_tilt: GantryTilt = "keep",
+        time_points: TimePoints = "refuse",
+        spacing_mm: float | list[float] | None = None,
+        resample_grid: ResampleGrid = "patient",
         max_gb: float = 8.0,
     ) -> None:
         if not max_gb > 0:
             raise UsageError("max_gb is wrong", expected="a positive number", got=repr(max_gb))
+        require_known_fixes(fixes)
         self.ndim = ndim
-        self.fixes = tuple(fixes) if not isinstance(fixes, str) else fixes
+        self.fixes = tuple(fixes)
         self.assume_orientation = assume_orientation
         self.max_gb = max_gb
         self.dicom: dict[str, Any] = {
@@ -199,7 +210,8 @@ class LoadVolume(Transform):
             "variable_step": variable_step,
             "gantry_tilt": gantry_tilt,
             "time_points": time_points,
-            "spacing_mm": spacing_mm,
+            "spacing_mm": tuple(spacing_mm) if isinstance(spacing_mm, list) else spacing_mm,
+            "resample_grid": resample_grid,
             "max_gb": max_gb,
         }
 
@@ -236,7 +248,7 @@ class LoadVolumed(MapTransform):
     ----------
     keys : str or sequence of str
     ndim, fixes, assume_orientation, select, missing_slices, variable_step, gantry_tilt, \
-time_points, spacing_mm, max_gb
+time_points, spacing_mm, resample_grid, max_gb
         See `LoadVolume`.
     allow_missing_keys : bool
     """
@@ -252,11 +264,12 @@ time_points, spacing_mm, max_gb
         fixes: list[str] | tuple[str, ...] = (),
         assume_orientation: str | None = None,
         select: dict[str, Any] | None = None,
-        missing_slices: str = "refuse",
-        variable_step: str = "refuse",
-        gantry_tilt: str = "keep",
-        time_points: str = "refuse",
-        spacing_mm: float | None = None,
+        missing_slices: MissingSlices = "refuse",
+        variable_step: VariableStep = "refuse",
+        gantry_tilt: GantryTilt = "keep",
+        time_points: TimePoints = "refuse",
+        spacing_mm: float | list[float] | None = None,
+        resample_grid: ResampleGrid = "patient",
         max_gb: float = 8.0,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -271,6 +284,7 @@ time_points, spacing_mm, max_gb
             gantry_tilt=gantry_tilt,
             time_points=time_points,
             spacing_mm=spacing_mm,
+            resample_grid=resample_grid,
             max_gb=max_gb,
         )
 
