@@ -222,6 +222,7 @@ class _Run:
             finally:
                 self.summary.seconds = round(time.time() - self.started, 3)
                 self.events.write({"event": "run_finished", "seconds": self.summary.seconds})
+        Store(self.out).remove_leftovers()  # of workers that died
         status = "interrupted" if self.summary.interrupted else "finished"
         self._write_run(status, executor, shard)
         return self.summary
