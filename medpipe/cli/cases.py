@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medpipe.errors import UsageError
 from medpipe.io.case import Case
+from medpipe.io.detect import holds_dicom
 from medpipe.workflow.compiled import CompiledWorkflow
 
 __all__ = ["find_cases"]
@@ -22,9 +23,9 @@ def find_cases(
     Parameters
     ----------
     source : Path
-        A manifest (.csv, .parquet); or one NIfTI or DICOM file; or a folder,
-        which is one DICOM case, unless it holds NIfTI files: then each file
-        is a case, numbered in sorted order.
+        A manifest (.csv, .parquet); or one NIfTI or DICOM file; or a folder:
+        with DICOM files it is one case, with NIfTI files alone each of them is
+        a case, numbered in sorted order.
     workflow : CompiledWorkflow
         Names the inputs.
     case_id : str, optional
@@ -46,7 +47,7 @@ def find_cases(
         optional = [name for name, spec in workflow.inputs.items() if spec.optional]
         return read_manifest(source, inputs=list(workflow.inputs), optional=optional)
     name = _single_input(workflow)
-    if source.is_dir() and (images := _nifti_files(source)):
+    if source.is_dir() and (images := _nifti_files(source)) and not holds_dicom(source):
         width = max(4, len(str(len(images))))
         return [
             Case(f"case{number:0{width}d}", {name: str(path)})

@@ -31,7 +31,8 @@ First steps, with simulated patients:
     medpipe ls
     medpipe run dicom-import hospital/cases.csv out/
 
-and open `out/index.html`. Run the same command again to resume: what is done is never done twice.""",
+and open `out/index.html`. Run the same command again to resume: what is done
+is never done twice.""",
     help_format="markdown",
     version_flags=["--version"],
     default_parameter=Parameter(negative=()),

@@ -131,6 +131,7 @@ def series(folder: Path, /, *, json: bool = False) -> int:
     json : bool
         Print JSON for a program.
     """
+    from medpipe.io.dicom_select import series_table
     from medpipe.io.dicom_series import scan_series
 
     with _Bar() as bar:
@@ -138,44 +139,11 @@ def series(folder: Path, /, *, json: bool = False) -> int:
     if json:
         print_json([one.to_dict() for one in found])
         return 0
-    print_table(
-        (
-            "series",
-            "modality",
-            "slices",
-            "matrix",
-            "spacing mm",
-            "step mm",
-            "tilt °",
-            "kernel",
-            "id",
-        ),
-        [
-            (
-                str(one.number),
-                one.modality,
-                str(one.n_slices),
-                f"{one.rows} × {one.cols}",
-                _numbers(one.spacing_mm),
-                _numbers(one.step_mm),
-                f"{one.tilt_deg:.1f}",
-                one.kernel or "",
-                one.uid_hash8,
-            )
-            for one in found
-        ],
-    )
+    console().print(series_table(found))
+    for one in found:
+        for problem in one.problems:
+            print(f"{one.label}: {problem}")
     return 0
-
-
-def _numbers(values: object) -> str:
-    if values is None:
-        return ""
-    if isinstance(values, int | float):
-        return f"{values:g}"
-    if isinstance(values, list | tuple):
-        return " ".join(f"{value:.4g}" for value in values if value is not None)
-    return str(values)
 
 
 def _input_of(workflow: str) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from medpipe.errors import InputError
 from medpipe.io.nifti_stream import ByteStream, open_regular
 
-__all__ = ["detect_kind", "nifti_layout"]
+__all__ = ["detect_kind", "holds_dicom", "nifti_layout"]
 
 _SIZES = {
     (348).to_bytes(4, "little"): (1, "<"),
@@ -110,3 +110,21 @@ def detect_kind(path: Path | str) -> Literal["nifti", "dicom"]:
             hint="convert it to NIfTI, or give the folder of the original DICOM series",
         ) from None
     return "nifti"
+
+
+def holds_dicom(folder: Path | str) -> bool:
+    """Say whether a folder tree holds a DICOM file; reading stops at the first.
+
+    Only regular files are opened: a named pipe would wait for ever.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            try:
+                if stat.S_ISREG(os.stat(path).st_mode):
+                    with open(path, "rb") as file:
+                        if file.read(132)[128:] == b"DICM":
+                            return True
+            except OSError:
+                continue
+    return False
