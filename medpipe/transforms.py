@@ -31,6 +31,7 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "register": "medpipe.steps.registration:Registerd",
         "statistics": "medpipe.steps.measure:Statisticsd",
         "head_mask": "medpipe.steps.head_ct:HeadMaskd",
+        "brain_mask": "medpipe.steps.head_ct:BrainMaskd",
     }
 )
 """Name of a step in a workflow → ``"module:Class"`` of its dictionary transform."""
