@@ -170,8 +170,9 @@ class LoadVolume(Transform):
         What to do with an incomplete, unevenly spaced, tilted or repeated DICOM
         series; see `medpipe.io.dicom_series.read_dicom_series`.
     spacing_mm : float or list of three floats, optional
+        Voxel size that a repair resamples a DICOM series to.
     resample_grid : str
-        Voxel size and grid of a DICOM series that a repair resamples.
+        Grid it resamples to: along the patient's axes or along the slices.
     max_gb : float
         Most memory the voxels may take, in GiB.
 
