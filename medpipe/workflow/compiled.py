@@ -124,6 +124,8 @@ class CompiledWorkflow:
         record = self.to_dict()
         for prose in ("summary", "description"):
             record.pop(prose)
+        for spec in record["inputs"].values():
+            spec.pop("help")
         for step in record["steps"]:
             step.pop("paths")
         return hashlib.sha256(canonical_json(record)).hexdigest()
