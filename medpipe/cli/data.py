@@ -1,0 +1,216 @@
+"""`medpipe data`: simulated patients with known truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App, Parameter
+
+from medpipe.cli.output import console
+from medpipe.errors import UsageError
+
+__all__ = ["app"]
+
+app = App(
+    name="data",
+    help="""Make simulated patients to try workflows on: no real image is needed.
+
+The phantoms are closed-form heads, sampled at the true position of every
+slice, so a wrong volume shows. The same seed gives the same bytes.""",
+    help_format="markdown",
+    default_parameter=Parameter(negative=()),
+)
+
+
+@app.command
+def demo(folder: Path, /, *, seed: int = 0, matrix: int = 256) -> int:
+    """Write six head CT patients as DICOM, and a manifest cases.csv beside them.
+
+    One has a tilted gantry and a step that changes; one lacks a slice and must be refused.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    seed : int
+        Chooses the patients.
+    matrix : int
+        Rows and columns of a slice.
+    """
+    from medpipe.io.case import Case
+    from medpipe.io.manifest import write_manifest
+    from medpipe.phantoms.hospital import write_demo
+
+    _must_be_empty(folder)
+    with console(stderr=True).status("simulating six head CTs"):
+        truth = write_demo(folder, seed=seed, matrix=matrix)
+    cases = [
+        Case(f"p{one.patient:02d}", {"image": str(folder / one.folder)}, f"p{one.patient:02d}")
+        for one in truth.series
+    ]
+    write_manifest(folder / "cases.csv", cases)
+    print(f"{folder / 'cases.csv'}: {len(cases)} cases")
+    return 0
+
+
+@app.command
+def hospital(
+    folder: Path, /, *, patients: int = 6, seed: int = 0, matrix: int = 128, step_mm: float = 10.0
+) -> int:
+    """Write a small DICOM export as hospitals give it, with its usual faults.
+
+    Two series in one folder, localizers, tilted gantries with and without the tag, missing and
+    doubled slices, time points, enhanced multi-frame, dose reports, damaged files, junk.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    patients : int
+        How many; the first six carry the faults.
+    seed : int
+        Chooses the patients.
+    matrix : int
+        Rows and columns of a slice.
+    step_mm : float
+        Distance between the slices of an ordinary series.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from medpipe.phantoms.hospital import write_hospital_tree
+
+    _must_be_empty(folder)
+    with console(stderr=True).status("simulating a hospital export"):
+        truth = write_hospital_tree(
+            folder, patients=patients, seed=seed, matrix=matrix, step_mm=step_mm
+        )
+    table = Table("series", "folder", "files", "an importer should", box=None, pad_edge=False)
+    for one in truth.series:
+        what = {"ok": "import it", "error": "refuse it", "aside": "set it aside"}[one.outcome]
+        why = f": {one.reason}" if one.reason else ""
+        table.add_row(one.name, one.folder, str(one.files), escape(what + why))
+    console().print(table)
+    print(f"\n{folder}: {len(truth.series)} series, {len(truth.junk)} other files")
+    return 0
+
+
+@app.command
+def head_ct(
+    target: Path, /, *, seed: int = 0, matrix: int = 256, slices: int = 40, lesion_ml: float = 0
+) -> int:
+    """Write one head CT: a DICOM folder, or a NIfTI file if TARGET ends in .nii or .nii.gz.
+
+    Parameters
+    ----------
+    target : Path
+        The folder or file to write.
+    seed : int
+        Chooses the patient.
+    matrix : int
+        Rows and columns of a slice.
+    slices : int
+        Slices from the skull base to the vertex.
+    lesion_ml : float
+        Volume of an intracerebral haemorrhage in ml; 0 for none.
+    """
+    from medpipe.phantoms.anatomy import Lesion
+
+    lesion = Lesion("ich", lesion_ml) if lesion_ml > 0 else None
+    if target.name.endswith((".nii", ".nii.gz")):
+        from medpipe.io.nifti import write_nifti
+        from medpipe.phantoms.head_ct import head_ct as simulate
+
+        phantom = simulate(
+            seed,
+            shape=(matrix, matrix, slices),
+            spacing_mm=(230 / matrix, 230 / matrix, 180 / slices),
+            lesion=lesion,
+        )
+        write_nifti(target, phantom.volume, dtype="int16")
+    else:
+        import numpy as np
+
+        from medpipe.phantoms.dicom_geometry import SlicePlan
+        from medpipe.phantoms.dicom_writer import SeriesSpec, write_ct_series
+        from medpipe.phantoms.head_ct import HeadCT
+        from medpipe.phantoms.hospital import Z_RANGE_MM
+
+        _must_be_empty(target)
+        z = [float(v) for v in np.linspace(*Z_RANGE_MM, slices)]
+        plan = SlicePlan.axial(z, matrix=matrix)
+        write_ct_series(target, HeadCT(seed, lesion=lesion).hu, plan, SeriesSpec())
+    print(target)
+    return 0
+
+
+@app.command
+def brain_mr(
+    target: Path,
+    /,
+    *,
+    seed: int = 0,
+    contrast: Literal["t1", "t2", "pd", "flair"] = "t1",
+    matrix: int = 256,
+    field_t: Literal["1.5", "3"] = "3",
+) -> int:
+    """Write one brain MR as NIfTI.
+
+    Parameters
+    ----------
+    target : Path
+        The .nii or .nii.gz file to write.
+    seed : int
+        Chooses the patient.
+    contrast : {"t1", "t2", "pd", "flair"}
+        Weighting.
+    matrix : int
+        Voxels along each axis of 240 mm.
+    field_t : {"1.5", "3"}
+        Field strength in tesla.
+    """
+    from medpipe.io.nifti import write_nifti
+    from medpipe.phantoms.brain_mr import brain_mr as simulate
+
+    phantom = simulate(
+        seed,
+        contrast=contrast,
+        field_t=float(field_t),
+        shape=(matrix,) * 3,
+        spacing_mm=(240 / matrix,) * 3,
+    )
+    write_nifti(target, phantom.volume)
+    print(target)
+    return 0
+
+
+@app.command
+def nifti_folder(folder: Path, /, *, subjects: int = 3, seed: int = 0, matrix: int = 96) -> int:
+    """Write a folder of NIfTI images, good ones and damaged ones, for nifti-check.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    subjects : int
+        Number of sound brain MRs.
+    seed : int
+        Chooses the patients.
+    matrix : int
+        Voxels along each axis of 240 mm.
+    """
+    from medpipe.phantoms.nifti_folder import write_nifti_folder
+
+    _must_be_empty(folder)
+    truth = write_nifti_folder(folder, subjects=subjects, seed=seed, matrix=matrix)
+    for one in truth:
+        print(f"{one.file}: {one.reason or 'sound'}")
+    return 0
+
+
+def _must_be_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(
+            "the folder is not empty", got=str(folder), hint="name a new one; nothing was touched"
+        )
