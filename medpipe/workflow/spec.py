@@ -196,7 +196,8 @@ class WorkflowSpec:
     overridden: dict[tuple[str, str], Override] = field(default_factory=dict)
 
     def refuse(self, what: str, path: TomlPath, hint: str | None = None) -> None:
-        """Note a problem at a place of the file."""
+        """Note a problem at a place of the file, fit for a terminal."""
+        what = "".join(c if c.isprintable() else "?" for c in what)
         self.problems.append(Problem(what, line=self.toml.line(path), hint=hint))
 
     def raise_problems(self) -> None:

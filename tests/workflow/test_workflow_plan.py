@@ -294,6 +294,15 @@ def test_a_file_that_cannot_be_read(lab: Path, tmp_path: Path, path: str, messag
     assert message in problems(model(path), folder=tmp_path)[0]
 
 
+def test_names_cannot_write_to_the_terminal(lab: Path) -> None:
+    odd = '"\\u001b[31m\\nx" = 1'
+    text = step(f'use = "blend"; in = "ct"; with = {{ {odd} }}; {odd}')
+    text += step('use = "blend"; in = "ct"; id = "b"; with = { "\\u001b\\n" = 1 }')
+    found = problems(text)
+    assert len(found) == 2
+    assert all(line.isprintable() for line in found)
+
+
 def test_values_that_other_tools_would_run_stay_texts(lab: Path) -> None:
     """MONAI bundles evaluate "$…" and "_target_", YAML has !!python: here they are words."""
     for hostile in [
