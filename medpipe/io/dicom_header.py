@@ -303,6 +303,8 @@ def read_frames(path: Path) -> list[Frame]:
             )
             if read_value(ds, "PerFrameFunctionalGroupsSequence") is not None:
                 return _enhanced(ds, frame)
+            if frame.frames > 1:
+                raise BadHeader("it is a multi-frame object that does not place its frames")
         except BadHeader as bad:
             return [replace(frame, problem=str(bad))]
     return [frame]

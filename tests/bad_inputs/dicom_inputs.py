@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom import dcmwrite
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import (
     CTImageStorage,
@@ -101,15 +102,11 @@ def _text(number: float) -> str:
 def write_dataset(path: Path, ds: Dataset, syntax: str = ExplicitVRLittleEndian) -> Path:
     """Write a data set as a DICOM file, whatever is in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = FileDataset(
-        str(path),
-        ds,
-        file_meta=_meta(ds.SOPClassUID, ds.SOPInstanceUID, syntax),
-        preamble=bytes(128),
-    )
+    ds.file_meta = _meta(ds.SOPClassUID, ds.SOPInstanceUID, syntax)
+    ds.preamble = bytes(128)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        file.save_as(path, enforce_file_format=True)
+        dcmwrite(path, ds, enforce_file_format=True)
     return path
 
 
@@ -247,9 +244,10 @@ def deflate_bomb(path: Path, inflated: int) -> Path:
     engine = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = engine.compress(raw[meta_end:data_at])
     body += engine.compress(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, inflated))
-    chunk = bytes(1 << 20)
-    for _ in range(inflated >> 20):
-        body += engine.compress(chunk)
+    # after a full flush the same input gives the same bytes: compress one chunk and repeat it
+    body += engine.flush(zlib.Z_FULL_FLUSH)
+    chunk = engine.compress(bytes(1 << 20)) + engine.flush(zlib.Z_FULL_FLUSH)
+    body += chunk * (inflated >> 20)
     path.write_bytes(meta + body + engine.flush())
     return path
 

@@ -137,7 +137,7 @@ def test_rescale_may_differ_per_slice(tmp_path):
     assert volume.source["rescale"] == {"slope": [0.5, 0.9], "intercept": [-940, -900]}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_names_and_instance_numbers_change_nothing(tmp_path_factory, data):
     names = data.draw(st.permutations(range(6)))
@@ -155,7 +155,7 @@ def test_names_and_instance_numbers_change_nothing(tmp_path_factory, data):
     assert truth_error(volume, ball).max() <= ROUNDING
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     angles=st.tuples(*[st.floats(-180, 180)] * 3),
     lean=st.tuples(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5)),
@@ -173,7 +173,7 @@ def test_oblique_and_leaning_stacks_are_exact(tmp_path_factory, angles, lean, ba
     assert truth_error(volume, ramp).max() <= 0.05 + 1e-2
     lean_deg = np.degrees(np.arctan(np.hypot(*lean)))
     assert volume.source["tilt_deg"] == pytest.approx(lean_deg, abs=0.02)
-    if lean_deg > 1:
+    if lean_deg > 0.2 and 4 * step * np.hypot(*lean) > 0.06:
         assert "dicom.gantry_tilt" in checks(volume)
         assert is_sheared(volume.affine)
 
