@@ -259,7 +259,7 @@ def check_extension(head: Head, tail: bytes) -> Finding | None:
         size = int.from_bytes(tail[position : position + 4], order, signed=True)
         if size == 0 and not any(tail[position:]):
             break  # padding behind the last extension
-        if size < 8 or position + size > len(tail):
+        if size < 16 or position + size > len(tail):
             return error(
                 "nifti.extension", f"header extension {count + 1} claims a size of {size} bytes"
             )

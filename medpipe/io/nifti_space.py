@@ -257,7 +257,8 @@ def _find_place(
     elif qform is not None:
         affine, origin = qform, "qform"
     elif assume is not None:
-        affine, origin = assumed_affine(assume, step, shape), f"assumed {assume}"
+        affine = assumed_affine(assume, step, shape)
+        findings.append(_check_form("voxel spacing (pixdim)", affine, None, False))
     if assume is not None and unknown:
         origin = f"assumed {assume}"
     # assume_orientation is an option of its own, so it is settled as a repair here

@@ -167,6 +167,12 @@ def test_unknown_orientation_is_refused_unless_assumed(
     assert [f.fixed for f in volume.findings] == [True]
 
 
+def test_assumed_axes_need_a_spacing_that_can_be(tmp_path: Path) -> None:
+    step = (1, 1e-9, 1, 1, 0, 0, 0, 0)
+    path = Nifti(qform_code=0, sform_code=0, pixdim=step).write(tmp_path / "a.nii")
+    refused(path, "outside 0.001..1000", assume_orientation="RAS")
+
+
 def test_assumed_orientation_does_not_override_the_file(tmp_path: Path) -> None:
     volume = read_nifti(Nifti().write(tmp_path / "a.nii"), assume_orientation="LPS")
     np.testing.assert_array_equal(volume.affine, AFFINE)

@@ -16,6 +16,7 @@ import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,9 +25,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medpipe.errors import InputError
+from medpipe.geometry import affine_problem
+from medpipe.io.checks import REPAIRS
 from medpipe.io.detect import detect_kind
 from medpipe.io.nifti import read_nifti
-from medpipe.types import Volume
+from medpipe.types import Severity, Volume
 
 EXAMPLES = int(os.environ.get("MEDPIPE_FUZZ_EXAMPLES", "0"))
 FUZZ = settings(
@@ -169,7 +172,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-def read(path: Path, content: bytes) -> Volume | InputError:
+def read(path: Path, content: bytes, **options: Any) -> Volume | InputError:
     """Read with every warning an error; InputError is the only exception let through."""
     path.write_bytes(content)
     with warnings.catch_warnings():
@@ -177,7 +180,7 @@ def read(path: Path, content: bytes) -> Volume | InputError:
         with contextlib.suppress(InputError):
             assert detect_kind(path) in ("nifti", "dicom")
         try:
-            return read_nifti(path, ndim=(3, 4), max_bytes=MAX_BYTES)
+            return read_nifti(path, ndim=(3, 4), max_bytes=MAX_BYTES, **options)
         except InputError as error:
             return error
 
@@ -206,6 +209,18 @@ def test_damaged_plain_file(content: bytes, folder: Path) -> None:
 def test_damaged_file_inside_intact_gzip(content: bytes, folder: Path) -> None:
     got = read(folder / "a.nii.gz", gzip.compress(content, 1, mtime=0))
     assert_is_oracle(got, content)
+
+
+@FUZZ
+@given(content=BASES.flatmap(mutations), assume=st.sampled_from(["RAS", "qform", "sform"]))
+def test_repairs_lead_to_a_usable_volume_or_a_refusal(
+    content: bytes, assume: str, folder: Path
+) -> None:
+    got = read(folder / "a.nii", content, fixes=list(REPAIRS), assume_orientation=assume)
+    if isinstance(got, Volume):
+        assert np.isfinite(got.data).all()
+        assert affine_problem(got.affine) is None
+        assert all(f.fixed for f in got.findings if f.severity >= Severity.ERROR)
 
 
 @FUZZ
