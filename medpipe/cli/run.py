@@ -216,7 +216,7 @@ def _executor(
     gpus: list[int] | None,
     per_gpu: int,
     scheduler: str | None,
-    cluster: str | None,
+    cluster: Literal["slurm", "pbs"] | None,
     queue: str | None,
     walltime: str | None,
     memory_gb: float | None,
@@ -225,14 +225,13 @@ def _executor(
         from medpipe.engine.pool.local import LocalExecutor
 
         return LocalExecutor(workers, gpus=gpus, per_gpu=per_gpu)
-    from medpipe.engine.dask import DaskExecutor
+    from medpipe.engine.dask import DaskExecutor, JobOptions
 
-    return DaskExecutor(
-        workers=workers,
-        scheduler=scheduler,
-        cluster=cluster,
-        queue=queue,
-        walltime=walltime,
-        memory_gb=memory_gb,
-        gpus=0 if gpus is None else len(gpus),
-    )
+    if cluster is None:
+        return DaskExecutor(scheduler, workers=workers, gpus=gpus, per_gpu=per_gpu)
+    # The Dask worker itself takes some memory beside the case.
+    memory = None if memory_gb is None else memory_gb + 1
+    asked = {"queue": queue, "walltime": walltime, "memory_gb": memory}
+    given = {name: value for name, value in asked.items() if value is not None}
+    job = JobOptions(gpus=len(gpus or ()), **given)  # type: ignore[arg-type]
+    return DaskExecutor(scheduler, cluster=cluster, workers=workers, job=job)
