@@ -61,10 +61,14 @@ def foreground_box_mm(volume: Canonical, threshold: float, fov: np.ndarray) -> n
     the FOV.
     """
     import torch
+    from torch.nn import functional
 
     strides = [max(1, math.ceil(n / _SUB)) for n in volume.data.shape]
     part = volume.data[:: strides[0], :: strides[1], :: strides[2]]
-    index = torch.nonzero(part > threshold).double()
+    mask = (part > threshold).float()[None]
+    # Eroding once leaves out thin things: head holders, blankets, tubes.
+    core = -functional.max_pool3d(-mask, 3, stride=1, padding=1)
+    index = torch.nonzero(core[0] if float(core.sum()) >= 4 else mask[0]).double()
     if index.shape[0] < 4:
         return fov
     index *= torch.tensor(strides, dtype=torch.float64, device=index.device)
