@@ -12,7 +12,7 @@ from typing import Any
 from medpipe.engine.faults import describe_fault
 from medpipe.engine.limits import peak_rss_bytes, reset_peak_rss
 from medpipe.engine.protocol import Event, Job, Outcome, RunSpec
-from medpipe.engine.provenance import case_folder, read_case_record
+from medpipe.engine.provenance import case_folder, read_case_record, workflow_label
 from medpipe.engine.publish import CaseRecorder, is_current
 from medpipe.engine.schedule import Action, Schedule, StepSchedule, WorkflowOutline, step_seeds
 from medpipe.engine.steps import StepRunner
@@ -49,6 +49,7 @@ class CaseRunner:
         self.spec = spec
         self.workflow = CompiledWorkflow.from_dict(spec.workflow)
         self.outline = WorkflowOutline(self.workflow, qc_version(self.workflow))
+        self.label = workflow_label(self.workflow)
         self.store = Store(Path(spec.out))
         self.steps = StepRunner(spec.device)
         self.emit = emit

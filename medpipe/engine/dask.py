@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["DaskExecutor", "JobOptions"]
 
 POLL_S: Final = 0.5
-RESULT_TIMEOUT_S: Final = 60
-"""A result is a kilobyte; when it does not come, the worker is gone."""
+FETCH_S: Final = 2.0
+RESULT_TIMEOUT_S: Final = 60.0
+"""A result is a kilobyte; when it does not come within this time, its worker counts as lost."""
 
 
 class DaskExecutor:
@@ -146,7 +147,7 @@ class _Seat:
     address: str
     host: str
     threads: int
-    gpu: int | None
+    gpus: list[int] | None
     resources: dict[str, float] | None
     job: Job | None = None
     future: Future | None = None
@@ -206,15 +207,15 @@ class _Dispatch:
 
     def _admit(self, address: str, info: dict[str, Any]) -> None:
         host = str(info.get("host", ""))
-        gpu = None
+        gpus = None
         if self.gpus is not None:
             free = list(self.gpus)
             for seat in self.seats.values():
-                if seat.host == host and seat.gpu is not None:
-                    free.remove(seat.gpu)
+                for taken in seat.gpus or () if seat.host == host else ():
+                    free.remove(taken)
             if self.gpus and not free:
                 return  # more workers on the machine than GPU slots
-            gpu = free[0] if free else -1
+            gpus = free[:1]
         answer = self.client.run(probe, self.spec.out, workers=[address], on_error="return")
         reason = _refusal(answer.get(address))
         if reason is not None:
@@ -224,7 +225,7 @@ class _Dispatch:
         shared = (info.get("resources") or {}).get("GPU")
         resources = {"GPU": 1.0} if shared else None
         threads = int(info.get("nthreads", 1))
-        self.seats[address] = _Seat(address, host, threads, gpu, resources)
+        self.seats[address] = _Seat(address, host, threads, gpus, resources)
 
     def _check_start(self, waited_s: float) -> None:
         if self.refused and len(self.refused) >= len(_worker_info(self.client)):
@@ -243,7 +244,7 @@ class _Dispatch:
             job.to_dict(),
             self.spec.to_dict(),
             seat.threads,
-            seat.gpu,
+            seat.gpus,
             key=f"medpipe-{uuid.uuid4().hex}",
             workers=[seat.address],
             allow_other_workers=False,
@@ -260,17 +261,26 @@ class _Dispatch:
         seat = self.seats.get(address)
         if seat is None or seat.future is None or not seat.future.done():
             return  # an echo of a case that was given up
-        if seat.future.status == "finished":
-            try:
-                record = seat.future.result(timeout=RESULT_TIMEOUT_S)
-            except Exception:  # it went away between the answer and our fetching it
-                record = None
-            if record is not None:
-                seat.job = seat.future = None
-                yield Outcome.from_dict(record)
-                return
+        record = self._fetch(seat.future, address)
+        if record is not None:
+            seat.job = seat.future = None
+            yield Outcome.from_dict(record)
+            return
         del self.seats[address]
         yield from self._lost(seat)
+
+    def _fetch(self, future: Future, address: str) -> dict[str, Any] | None:
+        """Return the answer of a worker, None when it was lost before or with its answer."""
+        deadline = time.monotonic() + RESULT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                return future.result(timeout=FETCH_S)
+            except TimeoutError:
+                if address not in _worker_info(self.client):
+                    return None
+            except Exception:  # `run_case` never raises: the worker ended, or was told to
+                return None
+        return None
 
     def _lost(self, seat: _Seat) -> Iterator[Outcome]:
         """Send the case of a lost worker out again, or give it up."""

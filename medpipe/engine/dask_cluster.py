@@ -157,7 +157,7 @@ def job_cluster(kind: str, options: JobOptions) -> Any:
         "scheduler_options": {"dashboard": False, "dashboard_address": None},
     }
     if options.host:
-        common["host"] = options.host
+        common["scheduler_options"]["host"] = options.host
     directives = list(options.directives)
     if kind == "slurm":
         if options.gpus:

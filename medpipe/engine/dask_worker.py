@@ -21,7 +21,7 @@ from medpipe.errors import MedpipeError, WorkerDied
 
 __all__ = ["probe", "run_case", "stop_run"]
 
-_SERVERS: dict[tuple[str, int | None], _CaseServer] = {}
+_SERVERS: dict[tuple[str, str], _CaseServer] = {}
 _LOCK = threading.Lock()
 
 
@@ -73,20 +73,19 @@ def _unable(job: Job, error: BaseException) -> Outcome:
     return Outcome(job.case_id, "died", error=record, attempts=job.attempt)
 
 
-def _server(spec: RunSpec, threads: int, gpu: int | None) -> _CaseServer:
+def _server(spec: RunSpec, threads: int, gpus: list[int] | None) -> _CaseServer:
+    key = (spec.run_id, repr(gpus))
     with _LOCK:
-        server = _SERVERS.get((spec.run_id, gpu))
+        server = _SERVERS.get(key)
         if server is None:
-            # The index counts among the devices that the scheduler gave to this worker.
-            gpus = None if gpu is None else [gpu]
+            # The index counts among the devices that the batch system gave to this worker.
             slot = LocalExecutor(1, gpus=gpus).slots[0]
-            server = _CaseServer(spec, replace(slot, threads=threads))
-            _SERVERS[spec.run_id, gpu] = server
+            server = _SERVERS[key] = _CaseServer(spec, replace(slot, threads=threads))
         return server
 
 
 def run_case(
-    job: dict[str, Any], spec: dict[str, Any], threads: int, gpu: int | None
+    job: dict[str, Any], spec: dict[str, Any], threads: int, gpus: list[int] | None
 ) -> dict[str, Any]:
     """Run one case in the child process of this Dask worker.
 
@@ -96,8 +95,9 @@ def run_case(
         `Job.to_dict()` and `RunSpec.to_dict()`.
     threads : int
         Threads that the child may use.
-    gpu : int or None
-        Index among the devices this worker sees; None leaves them as they are.
+    gpus : list of int or None
+        The one device to use, counted among those this worker sees; an empty
+        list hides them; None leaves them as they are.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def run_case(
     """
     one = Job.from_dict(job)
     try:
-        outcome = _server(RunSpec.from_dict(spec), threads, gpu).run(one)
+        outcome = _server(RunSpec.from_dict(spec), threads, gpus).run(one)
     except BaseException as error:
         outcome = _unable(one, error)
     return outcome.to_dict()

@@ -89,7 +89,7 @@ class RunPlan:
 
     def count(self, status: CaseStatus) -> int:
         """Return the number of cases with a status."""
-        return sum(case.status is status for case in self.cases)
+        return sum(case.status == status for case in self.cases)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

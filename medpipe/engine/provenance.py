@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Mapping
 from functools import cache
@@ -17,7 +18,8 @@ from typing import Any
 
 import medpipe
 from medpipe.engine.protocol import Outcome, RunSpec
-from medpipe.io.atomic import write_json_atomic
+from medpipe.engine.store import record_bytes
+from medpipe.io.atomic import write_bytes_atomic
 from medpipe.io.case import CASE_ID
 
 __all__ = [
@@ -93,13 +95,14 @@ def write_case_record(folder: Path, record: dict[str, Any]) -> None:
     """
     before = read_case_record(folder)
     # It can be made again from the store, so the disk need not be waited for.
-    write_json_atomic(folder / "case.json", record, durable=False)
+    write_bytes_atomic(folder / "case.json", record_bytes(record), durable=False)
     stale = files_of(before) - files_of(record) if before else set()
     for name in stale:
         if Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
-    for leftover in folder.glob(".tmp-*"):  # of a process that died: one case, one process
-        leftover.unlink(missing_ok=True)
+    for name in os.listdir(folder):
+        if name.startswith(".tmp-"):  # of a process that died: one case, one process
+            (folder / name).unlink(missing_ok=True)
 
 
 def failed_record(spec: RunSpec, workflow: Mapping[str, str], outcome: Outcome) -> dict[str, Any]:

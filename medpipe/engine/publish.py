@@ -16,12 +16,12 @@ from medpipe.engine.provenance import (
     CASE_SCHEMA,
     environment,
     files_of,
-    workflow_label,
     write_case_record,
 )
 from medpipe.engine.schedule import Action, Schedule, StepSchedule, WorkflowOutline
+from medpipe.engine.store import record_bytes
 from medpipe.engine.values import object_files
-from medpipe.io.atomic import write_json_atomic
+from medpipe.io.atomic import write_bytes_atomic
 from medpipe.io.digests import InputDigest
 from medpipe.types import Json
 from medpipe.workflow.compiled import CompiledStep
@@ -114,11 +114,10 @@ class CaseRecorder:
         self.folder.mkdir(parents=True, exist_ok=True)
         outputs, pictures, tables = self._publish()
         spec = self.runner.spec
-        label = workflow_label(self.runner.workflow)
         record = {
             "schema": CASE_SCHEMA,
             "case_id": self.job.case_id,
-            "workflow": label,
+            "workflow": self.runner.label,
             "status": "failed" if error else "done",
             "run_id": spec.run_id,
             "seconds": round(seconds, 6),
@@ -208,7 +207,7 @@ class CaseRecorder:
             "peak_gpu_bytes": record["peak_gpu_bytes"],
             "environment": environment(),
         }
-        write_json_atomic(path, sidecar, durable=False)
+        write_bytes_atomic(path, record_bytes(sidecar), durable=False)
 
     def _was_reused(self, key: str) -> bool:
         return any(s["key"] == key and s["status"] == "reused" for s in self.done)

@@ -24,9 +24,9 @@ from medpipe.engine.provenance import (
     workflow_label,
     write_case_record,
 )
-from medpipe.engine.store import Store
+from medpipe.engine.store import Store, record_bytes
 from medpipe.errors import MedpipeError, StoreError
-from medpipe.io.atomic import write_json_atomic
+from medpipe.io.atomic import write_bytes_atomic
 from medpipe.io.case import Case
 from medpipe.io.digests import DigestCache, InputDigest
 from medpipe.workflow.compiled import CompiledWorkflow
@@ -321,7 +321,7 @@ class _Run:
             "summary": None if status == "running" else self.summary.to_dict(),
         }
         with contextlib.suppress(StoreError):  # as for the log
-            write_json_atomic(self.folder / "run.json", record, durable=False)
+            write_bytes_atomic(self.folder / "run.json", record_bytes(record), durable=False)
 
 
 def _has_record(folder: Path, run_id: str) -> bool:
