@@ -91,11 +91,12 @@ def export_derivative(
                     hint="give case ids of the form sub-<label>_ses-<label>",
                 )
             files.append((folder / file, bids_out / target))
-    for source_file, target in files:
-        _place(source_file, target)
+    # First, so that a tree that is cut short is not taken for a raw dataset.
     bids_out.mkdir(parents=True, exist_ok=True)
     workflow = records[0][1]["workflow"] if records else {}
     write_json_atomic(bids_out / "dataset_description.json", _description(workflow, source))
+    for source_file, target in files:
+        _place(source_file, target)
     return DerivativeReport(len(records), len(placed), left_out)
 
 

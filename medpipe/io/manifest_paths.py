@@ -83,5 +83,5 @@ def _usable(path: str, mode: int) -> Trouble | None:
 
 _OUTSIDE: Trouble = (
     "leads out of the manifest's folder",
-    "keep the manifest above its images, write an absolute path, or pass --allow-outside",
+    "keep the manifest above its images, or write an absolute path",
 )

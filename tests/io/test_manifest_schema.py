@@ -64,7 +64,7 @@ def test_digests(accepts, digest: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "inputs", "optional"),
-    [("ct_example.csv", ["ct"], []), ("mri_example.csv", ["t1"], ["flair"])],
+    [("ct_example.csv", ["image"], []), ("mri_example.csv", ["t1"], ["flair"])],
 )
 def test_examples(accepts, name: str, inputs: list[str], optional: list[str]) -> None:
     read = load_manifest(FOLDER / name, inputs=inputs, optional=optional, check_files=False)
