@@ -29,6 +29,8 @@ Points = tuple[Array, Array, Array]
 ICH_CENTRE_MM = (25.0, 2.0, 6.0)
 ICH_RADII = (0.8, 1.5, 1.05)
 GREY_MM = 3.0
+HIGHEST_LEVEL = 60.0
+"""No lesion of a volume that `Lesion` allows reaches beyond this level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +308,7 @@ def _sdh_profile(head: HeadAnatomy, p: Points) -> Array:
     x, y, z = p
     r = np.sqrt(x * x + y * y + z * z) + F(1e-3)
     cosine = (F(_side(head) * 0.86) * x + F(0.08) * y + F(0.50) * z) / r
-    return np.clip((cosine - F(0.30)) / F(0.70), 0, 1) ** F(0.6)
+    return np.clip((cosine - F(0.45)) / F(0.55), 0, 1) ** F(0.6)
 
 
 def lesion_order(head: HeadAnatomy, p: Points, inner: Array) -> Array:
@@ -322,5 +324,6 @@ def lesion_order(head: HeadAnatomy, p: Points, inner: Array) -> Array:
         return np.where(profile > 0.02, -inner / np.maximum(profile, F(0.02)), F(1e4))
     if kind == "ivh":
         # Blood settles at the back of a lying patient.
-        return y + F(0.3) * z + 100
+        level = F(0.25) * (y + F(0.3) * z + 75)
+        return np.where(_ventricles(head, p) < 1, level, F(1e4))
     return np.full_like(x, 1e4)

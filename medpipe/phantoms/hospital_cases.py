@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.fileset import FileSet
 from pydicom.sequence import Sequence as DicomSequence
-from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
+from pydicom.uid import UID, BasicTextSRStorage, SecondaryCaptureImageStorage
 
 from medpipe.phantoms.brain_mr import BrainMR
 from medpipe.phantoms.dicom_geometry import SlicePlan, phantom_uid
@@ -307,7 +307,7 @@ def _dicomdir(w: Ward) -> Path:
     """A DICOMDIR whose references, as on many copied discs, lead nowhere."""
     one = dcmread(min((w.root / "PAT001" / "ST0001" / "SE0002").iterdir()))
     files = FileSet()
-    files.UID = phantom_uid("fileset", w.seed)
+    files.UID = UID(phantom_uid("fileset", w.seed))
     files.add(one)
     path = w.root / "DICOMDIR"
     with tempfile.TemporaryDirectory() as folder:

@@ -139,7 +139,7 @@ def _band(seed: int, n: int, step_mm: float, wavelength_mm: float, width: float)
     gain = np.exp(-0.5 * ((r - 1) / width) ** 2)
     gain[0, 0, 0] = 0
     spectrum = np.fft.rfftn(rng.standard_normal((n, n, n), dtype=F)) * gain
-    noise = np.fft.irfftn(spectrum, (n, n, n)).astype(F)
+    noise = np.fft.irfftn(spectrum).astype(F)
     return noise / noise.std()
 
 
