@@ -84,7 +84,7 @@ def as_image(img: Any) -> MetaTensor:
 
 def affine_of(img: MetaTensor) -> Affine:
     """Return the affine of `img` as float64 numpy (4, 4), voxel index to RAS+ mm."""
-    return np.array(img.affine, dtype=np.float64)
+    return np.array(img.affine.tolist(), dtype=np.float64)
 
 
 def rewrap(img: MetaTensor, data: torch.Tensor, affine: Affine | None = None) -> MetaTensor:

@@ -46,7 +46,7 @@ STAGES: dict[str, tuple[tuple[str, float], ...]] = {
     # an affine search that starts far away shears where it should turn
     "affine": (("rigid", 8.0), ("rigid", 4.0), *(("affine", level) for level in LEVELS_MM)),
 }
-ITERATIONS = {8.0: 40, 4.0: 30, 2.0: 12}
+ITERATIONS = {"rigid": {8.0: 40, 4.0: 25, 2.0: 10}, "affine": {8.0: 60, 4.0: 50, 2.0: 25}}
 SAMPLES = 50_000
 MIN_VOXELS = 8
 
@@ -180,8 +180,8 @@ def register_images(
             method.SetMetricFixedMask(sitk.Cast(_to_sitk(grid) > 0, sitk.sitkUInt8))
         method.SetOptimizerAsConjugateGradientLineSearch(
             learningRate=1.0,
-            numberOfIterations=ITERATIONS[level],
-            convergenceMinimumValue=1e-6,
+            numberOfIterations=ITERATIONS[kind][level],
+            convergenceMinimumValue=1e-7,
             convergenceWindowSize=6,
             lineSearchUpperLimit=3.0,
             lineSearchMaximumIterations=6,
