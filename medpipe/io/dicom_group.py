@@ -23,6 +23,7 @@ from medpipe.types import Finding, Severity
 __all__ = ["Series", "group_frames", "set_aside_as"]
 
 GRID_TOLERANCE = 1e-4
+NO_IMAGE = "object without an image"
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _NOT_VOLUMES = (
@@ -185,7 +186,7 @@ def set_aside_as(frame: Frame) -> str | None:
         if tokens & set(frame.image_type):
             return name
     if not frame.rows and frame.problem is None:
-        return "object without an image"
+        return NO_IMAGE
     return None
 
 
@@ -299,6 +300,7 @@ def group_frames(frames: Iterable[Frame]) -> tuple[list[Series], list[tuple[Fram
             images.append(frame)
         else:
             aside.append((frame, reason))
+    images, aside = _claim_headless(images, aside)
     images = _mark_unplaced(images)
     kinds: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
     broken: dict[str, list[Frame]] = defaultdict(list)
@@ -321,6 +323,18 @@ def group_frames(frames: Iterable[Frame]) -> tuple[list[Series], list[tuple[Fram
         _note_split(parts)
         _note_lookalikes(parts, [(f, name) for f, name in aside if f.series == uid])
     return sorted(out, key=_rank), aside
+
+
+def _claim_headless(
+    images: list[Frame], aside: list[tuple[Frame, str]]
+) -> tuple[list[Frame], list[tuple[Frame, str]]]:
+    """Count as damaged slices what has no image but the series or class of those that have."""
+    series, classes = {f.series for f in images}, {f.sop_class for f in images}
+    lost = [
+        f for f, why in aside if why == NO_IMAGE and (f.series in series or f.sop_class in classes)
+    ]
+    claimed = [replace(f, problem="Rows is missing") for f in lost]
+    return images + claimed, [(f, why) for f, why in aside if f not in lost]
 
 
 def _broken_text(members: list[Frame]) -> str:

@@ -313,6 +313,10 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "rows_lie": (edited_all(Rows=60000, Columns=60000), "would take"),
     "rows_lie_within_budget": (edited_all(Rows=4000, Columns=4000), "too small for Rows × Columns"),
     "zero_rows": (edited(Rows=0), "cannot be used: Rows or Columns is zero"),
+    "no_image_tags": (
+        edited(Rows=None, Columns=None, BitsAllocated=None),
+        "cannot be used: Rows is missing",
+    ),
     "no_rows": (edited(Rows=None), "cannot be used: Rows is missing"),
     "rgb": (rgb, "the slices are colour images"),
     "palette": (edited_all(PhotometricInterpretation="PALETTE COLOR"), "colour images"),
