@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -97,6 +98,7 @@ def connected(scheduler: str, workers: int, options: JobOptions) -> Iterator[Cli
         if "://" in scheduler:
             target: Any = scheduler
         else:
+            _require_submission(scheduler)
             # A worker that dies must not take its case to the next worker by itself:
             # the executor decides about that.
             stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
@@ -117,6 +119,16 @@ def connected(scheduler: str, workers: int, options: JobOptions) -> Iterator[Cli
         yield stack.enter_context(client)
 
 
+def _require_submission(scheduler: str) -> None:
+    """Refuse to wait for jobs that can never be submitted."""
+    command = {"slurm": "sbatch", "pbs": "qsub"}.get(scheduler)
+    if command is not None and shutil.which(command) is None:
+        raise UsageError(
+            f"jobs cannot be submitted: there is no {command} on this machine",
+            hint="run this on a login node, or give the address of a scheduler",
+        )
+
+
 def _local_cluster(workers: int) -> Any:
     from distributed import LocalCluster
 
@@ -125,7 +137,7 @@ def _local_cluster(workers: int) -> Any:
         threads_per_worker=max(1, available_cores() // workers),
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # any free port: another run may have the usual one
         memory_limit=0,  # images are in the children, which have a limit of their own
         silence_logs=logging.CRITICAL,
     )
@@ -154,7 +166,7 @@ def job_cluster(kind: str, options: JobOptions) -> Any:
         "interface": options.interface,
         "log_directory": options.log_directory,
         "worker_extra_args": ["--resources", "GPU=1"] if options.gpus else [],
-        "scheduler_options": {"dashboard": False, "dashboard_address": None},
+        "scheduler_options": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
     if options.host:
         common["scheduler_options"]["host"] = options.host

@@ -64,12 +64,11 @@ class Countd:
 
 
 class Bench:
-    """Inputs, a step that reports each start, and a place for results."""
+    """Inputs, and a place for results."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "inputs").mkdir()
-        (folder / "dask_test_step.py").write_text(STEP)
         self.log = folder / "starts.log"
 
     def jobs(self, n: int, **special: str) -> list[Job]:
@@ -111,10 +110,19 @@ class Bench:
         }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _step_on_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let child processes find the step; give them two GPUs to see."""
+    folder = tmp_path_factory.mktemp("step")
+    (folder / "dask_test_step.py").write_text(STEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        yield
+
+
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
@@ -125,7 +133,8 @@ def scheduler_process(folder: Path, workers: int, *options: str) -> Iterator[tup
     dask = [sys.executable, "-m", "dask"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     loopback = ["--host", "127.0.0.1", "--no-dashboard"]
-    command = [*dask, "scheduler", *loopback, "--port", "0", "--scheduler-file", str(info)]
+    free = ["--dashboard-address", "127.0.0.1:0"]
+    command = [*dask, "scheduler", *loopback, *free, "--port", "0", "--scheduler-file", str(info)]
     processes = [subprocess.Popen(command, cwd=folder, **quiet)]
     try:
         deadline = time.monotonic() + 60
@@ -143,6 +152,15 @@ def scheduler_process(folder: Path, workers: int, *options: str) -> Iterator[tup
             process.wait()
 
 
+@pytest.fixture(scope="module")
+def foreign(
+    _step_on_path: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, list]]:
+    """A scheduler with three workers, for tests that leave the workers alive."""
+    with scheduler_process(tmp_path_factory.mktemp("dask"), 3) as (address, workers):
+        yield address, workers
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
@@ -157,6 +175,7 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_one_case_kills_itself_and_no_other(bench: Bench) -> None:
     events: list[dict] = []
     executor = DaskExecutor(workers=2)
@@ -182,6 +201,7 @@ def test_one_case_kills_itself_and_no_other(bench: Bench) -> None:
     assert {o.computed for o in again} == {0}
 
 
+@pytest.mark.slow
 def test_a_lost_worker_costs_its_case_one_more_start(bench: Bench) -> None:
     jobs = bench.jobs(12, every="sleep")
     reference = list(LocalExecutor(2).run(jobs, bench.spec("local")))
@@ -209,6 +229,7 @@ def test_a_lost_worker_costs_its_case_one_more_start(bench: Bench) -> None:
     assert [o.attempts for o in outcomes if o.case_id == lost[0]] == [2]
 
 
+@pytest.mark.slow
 def test_a_case_whose_workers_are_lost_twice_is_given_up(bench: Bench) -> None:
     jobs = bench.jobs(4, c1="hang")
     killed: list[int] = []
@@ -238,58 +259,64 @@ def test_a_case_whose_workers_are_lost_twice_is_given_up(bench: Bench) -> None:
     assert len(killed) == 2
 
 
-def test_closing_the_iterator_kills_children_of_foreign_workers(bench: Bench) -> None:
+def test_closing_the_iterator_kills_children_of_foreign_workers(
+    bench: Bench, foreign: tuple[str, list]
+) -> None:
+    address, workers = foreign
     jobs = bench.jobs(6, c0="hang", c1="hang")
-    with scheduler_process(bench.folder, 3) as (address, workers):
-        run = DaskExecutor(address).run(jobs, bench.spec())
-        assert next(run).case_id == "c2"  # the third worker: the first two hang
-        deadline = time.monotonic() + 60
-        while not {"c0", "c1"} <= set(bench.starts()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        run.close()
-        wait_until_gone([int(line.split()[2]) for line in bench.lines()])
-        assert all(w.poll() is None for w in workers)
-        finished = DaskExecutor(address).run(jobs[3:], bench.spec())
-        assert {o.status for o in finished} == {"done"}
+    run = DaskExecutor(address).run(jobs, bench.spec())
+    assert next(run).case_id == "c2"  # the third worker: the first two hang
+    deadline = time.monotonic() + 60
+    while not {"c0", "c1"} <= set(bench.starts()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.close()
+    wait_until_gone([int(line.split()[2]) for line in bench.lines()])
+    assert all(w.poll() is None for w in workers)
+    finished = DaskExecutor(address).run(jobs[3:], bench.spec())
+    assert {o.status for o in finished} == {"done"}
 
 
-def test_jobs_are_pulled_only_when_a_worker_is_free(bench: Bench) -> None:
+def test_jobs_are_pulled_only_when_a_worker_is_free(
+    bench: Bench, foreign: tuple[str, list]
+) -> None:
     pulled: list[str] = []
 
     def lazily() -> Iterator[Job]:
-        for job in bench.jobs(8):
+        for job in bench.jobs(10):
             pulled.append(job.case_id)
             yield job
 
-    for seen, outcome in enumerate(DaskExecutor(workers=2).run(lazily(), bench.spec()), start=1):
+    run = DaskExecutor(foreign[0]).run(lazily(), bench.spec())
+    for seen, outcome in enumerate(run, start=1):
         assert outcome.status == "done"
-        assert len(pulled) <= seen + 1
+        assert len(pulled) <= seen + 2
 
 
 def test_each_worker_of_a_machine_gets_a_gpu_of_its_own(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, foreign: tuple[str, list]
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     jobs = bench.jobs(8, every="sleep")
-    outcomes = list(DaskExecutor(workers=3, gpus=[0, 1]).run(jobs, bench.spec()))
+    outcomes = list(DaskExecutor(foreign[0], gpus=[0, 1]).run(jobs, bench.spec()))
     assert {o.status for o in outcomes} == {"done"}
     of_worker = {(line.split()[1], line.split()[3]) for line in bench.lines()}
-    assert sorted(gpu for _, gpu in of_worker) == ["4", "7"]
+    assert sorted(gpu for _, gpu in of_worker) == ["4", "7"]  # the third has none, and no case
 
 
-def test_an_empty_list_of_gpus_hides_them(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    outcomes = list(DaskExecutor(workers=1, gpus=[]).run(bench.jobs(1), bench.spec()))
+@pytest.mark.parametrize(("gpus", "seen"), [(None, ["4,7"]), ([], [])])
+def test_gpus_are_left_alone_or_hidden(
+    bench: Bench, foreign: tuple[str, list], gpus: list[int] | None, seen: list[str]
+) -> None:
+    outcomes = list(DaskExecutor(foreign[0], gpus=gpus).run(bench.jobs(1), bench.spec()))
     assert [o.status for o in outcomes] == ["done"]
-    assert bench.lines()[0].split()[3:] == []
+    assert bench.lines()[0].split()[3:] == seen
 
 
-def test_workers_that_cannot_be_used_are_named(bench: Bench) -> None:
+def test_workers_that_cannot_be_used_are_named(bench: Bench, foreign: tuple[str, list]) -> None:
     spec = bench.spec()
     os.rmdir(spec.out)  # as on a machine without the shared file system
     with pytest.raises(UsageError, match="shared file system"):
-        list(DaskExecutor(workers=1).run(bench.jobs(1), spec))
+        list(DaskExecutor(foreign[0]).run(bench.jobs(1), spec))
     with (
         scheduler_process(bench.folder, 0) as (address, _),
         pytest.raises(UsageError, match="no Dask worker has come up"),
@@ -306,6 +333,10 @@ def test_usage(monkeypatch: pytest.MonkeyPatch) -> None:
         DaskExecutor(workers=0)
     with pytest.raises(UsageError, match="JobOptions"):
         DaskExecutor(cluster="pbs", gpus=[0])
+    monkeypatch.setenv("PATH", "")
+    for kind, command in (("slurm", "sbatch"), ("pbs", "qsub")):
+        with pytest.raises(UsageError, match=f"no {command} on this machine"):
+            next(DaskExecutor(cluster=kind).run([], RunSpec("/tmp", {}, "r")))
     monkeypatch.setattr("medpipe.engine.dask_cluster.CONNECT_TIMEOUT_S", 1)
     with pytest.raises(UsageError, match="does not answer"):
         _ = DaskExecutor("tcp://127.0.0.1:9").workers
