@@ -238,19 +238,11 @@ def _find_place(
     step = _repaired_pixdim(head, sform, factor)
     qform, wrong = _qform(head, step, factor) if qcode else (None, None)
 
-    usable = {
-        "sform": sform is not None and affine_problem(sform) is None,
-        "qform": qform is not None and affine_problem(qform) is None,
-    }
-    if sform is not None:
-        findings.append(_check_form("sform", sform, None, usable["qform"]))
-    if qform is not None:
-        findings.append(_check_form("qform", qform, wrong, usable["sform"]))
-    if sform is not None and qform is not None and all(usable.values()):
-        findings.append(_check_agreement(head, sform, qform, shape))
+    usable = sform is not None and affine_problem(sform) is None
+    findings += _check_forms(head, sform, qform, wrong, shape)
 
     affine, origin = assumed_affine("RAS", step, shape), "nothing"
-    if sform is not None and (usable["sform"] or qform is None):
+    if sform is not None and (usable or qform is None):
         affine, origin = sform, "sform"
         if qform is None:
             findings.append(_check_spacing_used(sform, step, len(head.shape)))
@@ -264,6 +256,26 @@ def _find_place(
     # assume_orientation is an option of its own, so it is settled as a repair here
     asked = [*fixes, "assume_orientation"] if assume is not None else fixes
     return Place(affine, origin, units, settle(findings, asked))
+
+
+def _check_forms(
+    head: Head,
+    sform: Affine | None,
+    qform: Affine | None,
+    wrong: str | None,
+    shape: Sequence[int],
+) -> list[Finding | None]:
+    """Check each form that is set, and the two against each other where both are usable."""
+    good_s = sform is not None and affine_problem(sform) is None
+    good_q = qform is not None and affine_problem(qform) is None
+    findings: list[Finding | None] = []
+    if sform is not None:
+        findings.append(_check_form("sform", sform, None, good_q))
+    if qform is not None:
+        findings.append(_check_form("qform", qform, wrong, good_s))
+    if sform is not None and qform is not None and good_s and good_q:
+        findings.append(_check_agreement(head, sform, qform, shape))
+    return findings
 
 
 def _orientation_unknown(assume: str | None) -> Finding:
