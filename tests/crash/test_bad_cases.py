@@ -6,7 +6,7 @@ import gzip
 from typing import Any
 
 import pytest
-from conftest import Lab  # type: ignore[attr-defined]
+from crash_lab import Lab
 
 GOOD = {f"c{i}": f"text {i}" for i in range(8)}
 

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from conftest import Lab, kill_driver  # type: ignore[attr-defined]
+from crash_lab import Lab, kill_driver
 
 from medpipe.io.crashpoints import POINTS
 
