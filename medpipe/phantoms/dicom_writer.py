@@ -156,7 +156,7 @@ def stored_pixels(
 
 def outside_circle(plan: SlicePlan) -> NDArray[np.bool_]:
     """Return which pixels lie outside the circle that touches the image's sides."""
-    axes = [np.linspace(-1, 1, n) for n in plan.shape]
+    axes = [(np.arange(n) + 0.5) / n * 2 - 1 for n in plan.shape]
     return axes[0][:, None] ** 2 + axes[1][None] ** 2 > 1
 
 
@@ -330,8 +330,8 @@ def write_ct_series(
     folder: Path,
     sampler: Sampler,
     geometry: SlicePlan,
-    *,
     spec: SeriesSpec | None = None,
+    *,
     identity: Identity | None = None,
     study: Sequence[object] = ("phantom", 0),
 ) -> list[Path]:
@@ -345,8 +345,8 @@ def write_mr_series(
     folder: Path,
     sampler: Sampler,
     geometry: SlicePlan,
-    *,
     spec: SeriesSpec | None = None,
+    *,
     identity: Identity | None = None,
     study: Sequence[object] = ("phantom", 0),
 ) -> list[Path]:

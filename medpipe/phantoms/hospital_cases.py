@@ -313,4 +313,6 @@ def _dicomdir(w: Ward) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         files.write(folder)
         shutil.copy(Path(folder) / "DICOMDIR", path)
+    # pydicom leaves its staging folder to the garbage collector, which warns.
+    files._tmp_dir.cleanup()
     return path

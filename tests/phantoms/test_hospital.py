@@ -101,7 +101,7 @@ def test_identity_is_planted_in_every_file(tmp_path):
         tmp_path, patients=1, matrix=16, step_mm=40, edge_cases=False, identity=who
     )
     assert {str(ds.PatientName) for _, ds in _headers(truth)} == {"CANARY^X"}
-    assert not [p for p in tmp_path.rglob("*CANARY*")]
+    assert not list(tmp_path.rglob("*CANARY*"))
 
 
 def test_demo_has_one_case_that_must_fail(tmp_path):
