@@ -23,6 +23,14 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(i * step, 12) + 0.0 for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _tick_text(value: float) -> str:
+    """Return a short number: 2500000 as ``"2.5M"``."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if unit == 'k' else limit):g}{unit}"
+    return f"{value:g}"
+
+
 def _open(width: int, height: int, label: str, css: str) -> str:
     return (
         f'<svg class="chart {css}" viewBox="0 0 {width} {height}" role="img" '
@@ -37,7 +45,9 @@ def _axis(low: float, high: float, width: int, y: float, unit: str) -> list[str]
         x = (tick - low) / (high - low) * width
         anchor = "start" if x < 14 else "end" if x > width - 14 else "middle"
         out.append(f'<line class="axis" x1="{x:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{y + 4:.1f}"/>')
-        out.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{tick:g}</text>')
+        out.append(
+            f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{_tick_text(tick)}</text>'
+        )
     if unit:
         out.append(f'<text x="{width}" y="{y + 29:.1f}" text-anchor="end">{escape(unit)}</text>')
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,8 +41,17 @@ def case_page(case: Case, out: Path, source: str, *, interactive: bool = False) 
         pictures=[_picture(p, case) for p in case.pictures],
         tables=[_table(name, value) for name, value in case.tables.items()],
         failure=_failure(case),
-        rerun=f"medpipe run {case.workflow.get('name', 'WORKFLOW')} CASES.csv OUT",
+        rerun=_rerun(case),
     )
+
+
+def _rerun(case: Case) -> str:
+    """Return the commands that run a case again, without the user's paths."""
+    name = shlex.quote(case.workflow.get("name", "WORKFLOW"))
+    command = f"medpipe run {name} CASES.csv OUT"
+    if len(case.inputs) == 1:
+        command += f"\nmedpipe run {name} INPUT OUT --case-id {shlex.quote(case.case_id)}"
+    return command
 
 
 def _bar(seconds: float, longest: float) -> Any:

@@ -160,7 +160,7 @@ class Cohort:
     def columns(self, rows: Iterable[CaseRow], limit: int = 6) -> list[str]:
         """Return the names of the numbers that most of the rows have, in their first order."""
         counts = Counter(name for row in rows for name in row.numbers)
-        named = [n for n in counts if not n.startswith(("voxels along", "shear"))]
+        named = [n for n in counts if not n.startswith(("spacing ", "voxels along", "shear"))]
         return sorted(named, key=lambda n: -counts[n])[:limit]
 
     def failure_kinds(self, limit: int = 60) -> list[dict[str, Any]]:

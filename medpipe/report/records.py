@@ -154,8 +154,7 @@ def load_case(folder: Path, out: Path) -> Case:
         status = "pending" if problem == "absent" else "unreadable"
         what = f"the record case.json is {problem}"
         return Case(folder.name, folder, status, "", problem=what)
-    stat = (folder / "case.json").stat()
-    when = datetime.datetime.fromtimestamp(stat.st_mtime, datetime.UTC)
+    stamp = _stamp(folder / "case.json")
     pictures = [_picture(q, folder, out) for q in as_dicts(record.get("qc"))]
     status = record.get("status")
     error = as_dict(record.get("error")) or None
@@ -164,9 +163,9 @@ def load_case(folder: Path, out: Path) -> Case:
         case_id=folder.name,
         folder=folder,
         status=status if status in ("done", "failed") else "unreadable",
-        digest=_digest(folder, pictures),
+        digest=_digest(record, [_stamp(f) for p in pictures for f in (p.png, p.json_path)]),
         problem=None if status in ("done", "failed") else "the record has no known status",
-        finished=when.strftime("%Y-%m-%d %H:%M UTC"),
+        finished=_time_text(stamp[1]) if stamp else None,
         workflow={k: str(v) for k, v in as_dict(record.get("workflow")).items()},
         facts={name: number(record.get(name)) for name in facts}
         | {name: _text(record.get(name)) for name in ("device", "run_id")},
@@ -180,14 +179,23 @@ def load_case(folder: Path, out: Path) -> Case:
     )
 
 
-def _digest(folder: Path, pictures: list[Picture]) -> str:
+def _time_text(nanoseconds: int) -> str:
+    when = datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC)
+    return when.strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """Return size and time of a file, None if it is absent, which it may become at any time."""
+    try:
+        stat = path.stat() if path else None
+    except OSError:
+        return None
+    return (stat.st_size, stat.st_mtime_ns) if stat else None
+
+
+def _digest(record: Any, stamps: list[tuple[int, int] | None]) -> str:
     """Return a digest that changes when anything that the case's page shows changes."""
-    digest = hashlib.sha256((folder / "case.json").read_bytes())
-    for picture in pictures:
-        for path in (picture.png, picture.json_path):
-            stat = path.stat() if path else None
-            digest.update(repr(stat and (stat.st_size, stat.st_mtime_ns)).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps([record, stamps]).encode()).hexdigest()
 
 
 def _inside(folder: Path, name: Any) -> Path | None:

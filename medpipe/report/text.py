@@ -47,7 +47,8 @@ def amount(value: Any) -> str:
     if isinstance(value, int) and abs(value) < 10**15:
         return f"{value:,}".replace(",", "\u202f")
     if isinstance(value, int | float):
-        return f"{value:.5g}"
+        large = 1e5 <= abs(value) < 1e15
+        return f"{value:,.0f}".replace(",", "\u202f") if large else f"{value:.5g}"
     if isinstance(value, str):
         return value if len(value) <= 200 else value[:199] + "…"
     text = json.dumps(value, ensure_ascii=False, default=str)

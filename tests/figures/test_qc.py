@@ -450,3 +450,14 @@ def test_device_does_not_change_the_picture() -> None:
     on_gpu = qc.render("mosaic", image.to("cuda"))
     a, b = picture(qc.render("mosaic", image)).astype(int), picture(on_gpu).astype(int)
     assert np.abs(a - b).max() <= 1
+
+
+def test_thin_head_holder_does_not_widen_the_slices() -> None:
+    """A sheet one voxel thick, 60 mm below the head, is not foreground."""
+    data = np.full((40, 100, 30), -1000, np.float32)
+    data[8:32, 50:90, 3:27] = 40
+    data[2:38, 10, :] = 100
+    affine = ras_affine((2.0, 2.0, 2.0), data.shape)
+    figure = qc.render("mosaic", meta(data, affine))
+    y = [p["position_mm"] for p in figure.data["panels"] if p["view"] == "coronal"]
+    assert min(y[1:]) > -10

@@ -8,6 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -30,6 +31,8 @@ def pictures() -> tuple[tuple[bytes, str], ...]:
     from medpipe.figures.qc import render
 
     out = []
+    # Small pictures: these tests are about the pages.
+    small = mock.patch.multiple("medpipe.figures.layout", STRIP_MAX=110, ROW_MAX=60)
     for seed in range(3):
         rng = np.random.default_rng(seed)
         shape = (44, 52, 40)
@@ -44,8 +47,9 @@ def pictures() -> tuple[tuple[bytes, str], ...]:
             torch.as_tensor(data, dtype=torch.float32)[None], affine=torch.as_tensor(affine)
         )
         mask = MetaTensor(torch.as_tensor(radius < 1).float()[None], affine=torch.as_tensor(affine))
-        figure = render("mosaic", image, overlay=mask if seed == 2 else None,
-                        options={"labels": {"1": "head"}, "slices": 4})  # fmt: skip
+        overlay, options = (mask if seed == 2 else None), {"labels": {"1": "head"}, "slices": 4}
+        with small:
+            figure = render("mosaic", image, overlay=overlay, options=options)
         out.append((figure.png, json.dumps(figure.data)))
     return tuple(out)
 
