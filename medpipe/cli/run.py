@@ -171,8 +171,7 @@ def _print_summary(summary: RunSummary, page: Path | None) -> None:
     out = console()
     for failure in summary.failed[:_SHOWN_FAILURES]:
         out.print(f"[bold red]{failure.status}[/] ", end="")
-        step = f" · step {failure.step}" if failure.step else ""
-        text = f"case {failure.case_id}{step}: {failure.message}"
+        text = f"case {failure.case_id} · {failure.message}"
         memory = human_bytes(failure.peak_rss_bytes)
         out.print(f"{text} [peak memory {memory}]", markup=False, soft_wrap=True)
     if len(summary.failed) > _SHOWN_FAILURES:

@@ -6,6 +6,7 @@ and the places they passed through are kept.
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from pathlib import PurePath
@@ -67,6 +68,20 @@ def _as_medpipe_error(chain: list[BaseException]) -> MedpipeError:
     )
 
 
+_ASSIGNMENT = re.compile(r"""(?:\bset )?(?<![\w.-])(\w+)=("[^"]*"|\[[^]]*\]|[\w.+-]+)""")
+
+
+def _for_the_command_line(hint: str | None, step: str) -> str | None:
+    """Turn ``set name="value"``, as a caller in Python writes it, into ``--set step.name=value``."""
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        text = f"{step}.{name}={value.strip(chr(34))}"
+        return f"--set '{text}'" if set(text) & set('[]" ') else f"--set {text}"
+
+    return hint and _ASSIGNMENT.sub(option, hint)
+
+
 def describe_fault(fault: BaseException, step: str | None) -> dict[str, Any]:
     """Return the record of an exception: see ``error`` in ``case.json``.
 
@@ -79,7 +94,8 @@ def describe_fault(fault: BaseException, step: str | None) -> dict[str, Any]:
     chain = _chain(fault)
     error = _as_medpipe_error(chain)
     root = error if error in chain else chain[0]
-    record = error.to_dict()
     if step is not None:
-        record = error.at(f"step {step}").to_dict()
+        error.hint = _for_the_command_line(error.hint, step)
+        error = error.at(f"step {step}")
+    record = error.to_dict()
     return {**record, "step": step, "type": type(root).__name__, "frames": _frames(root)}
