@@ -72,7 +72,7 @@ _ASSIGNMENT = re.compile(r"""(?:\bset )?(?<![\w.-])(\w+)=("[^"]*"|\[[^]]*\]|[\w.
 
 
 def _for_the_command_line(hint: str | None, step: str) -> str | None:
-    """Turn ``set name="value"``, as a caller in Python writes it, into ``--set step.name=value``."""
+    """Turn ``name="value"``, as written in Python, into ``--set step.name=value``."""
 
     def option(match: re.Match[str]) -> str:
         name, value = match.groups()
