@@ -217,6 +217,8 @@ class _Dispatch:
                 return  # more workers on the machine than GPU slots
             gpus = free[:1]
         answer = self.client.run(probe, self.spec.out, workers=[address], on_error="return")
+        if isinstance(answer.get(address), OSError):
+            return  # it went away, or is not up yet: the next look tells
         reason = _refusal(answer.get(address))
         if reason is not None:
             self.refused[address] = reason
