@@ -108,6 +108,17 @@ class Store:
             raise _damaged(key, "a file differs from what was written")
         return path
 
+    def verify(self) -> Iterator[tuple[str, str | None]]:
+        """Hash every file of every object; yield each key with what is wrong, or None."""
+        for folder in sorted(self.root.glob("[0-9a-f][0-9a-f]/*")):
+            problem = None
+            try:
+                for name in self.record(folder.name)["files"]:
+                    self.file(folder.name, name)
+            except MedpipeError as error:
+                problem = error.what
+            yield folder.name, problem
+
     def put(self, key: str, record: Mapping[str, Any], write: Callable[[Path], None]) -> None:
         """Make an object, unless another process made it in the meantime.
 
