@@ -214,7 +214,7 @@ def test_a_file_without_header_is_not_quoted(folder: Path) -> None:
         (b"case_id,ct,n\nc1,images/a.nii.gz,a\0b\n", 2, "NUL"),
         (b'case_id,ct\nc1,images/a.nii.gz\nc2,"images/a.nii.gz\nc3,x\n', 3, "quotes"),
         (b'case_id,ct\nc1,"images/a.nii.gz"x\n', 2, "quotes"),
-        (b"case_id,ct\nc1," + b"a" * 100_000 + b"\n", 2, "huge"),
+        (b"case_id,ct\nc1," + b"a" * 200_000 + b"\n", 2, "huge"),
     ],
 )
 def test_damaged_files(folder: Path, content: bytes, line: int | None, words: str) -> None:
