@@ -29,8 +29,8 @@ Points = tuple[Array, Array, Array]
 ICH_CENTRE_MM = (25.0, 2.0, 6.0)
 ICH_RADII = (0.8, 1.5, 1.05)
 GREY_MM = 3.0
-HIGHEST_LEVEL = 60.0
-"""No lesion of a volume that `Lesion` allows reaches beyond this level."""
+HIGHEST_LEVEL = 14.0
+"""A lesion that would have to grow beyond this level does not fit."""
 
 
 @dataclass(frozen=True, slots=True)
