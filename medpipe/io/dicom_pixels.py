@@ -277,8 +277,11 @@ def _open(path: Path, frame: Frame) -> Dataset:
         raise BadHeader("its pixel data is missing or cut off")
     try:
         form = [int(ds[k].value) for k in _FORM]
-    except Exception:
-        raise BadHeader("the file changed while it was read") from None
+        data = ds.PixelData
+    except Exception:  # pydicom converts on access and raises many classes
+        raise BadHeader("its pixel data cannot be interpreted") from None
+    if not isinstance(data, bytes):
+        raise BadHeader("its pixel data cannot be interpreted")
     seen = [frame.rows, frame.cols, frame.bits_allocated, frame.bits_stored, int(frame.signed)]
     if form != seen:
         raise BadHeader("the file changed while it was read")

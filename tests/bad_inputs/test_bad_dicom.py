@@ -313,6 +313,14 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "rows_lie": (edited_all(Rows=60000, Columns=60000), "would take"),
     "rows_lie_within_budget": (edited_all(Rows=4000, Columns=4000), "too small for Rows × Columns"),
     "zero_rows": (edited(Rows=0), "cannot be used: Rows or Columns is zero"),
+    "pixel_representation_of_value": (
+        replaced(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00Ow"),
+        "pixel data cannot be interpreted",
+    ),
+    "pixel_data_as_text": (
+        replaced(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00UT"),
+        "pixel data cannot be interpreted",
+    ),
     "no_image_tags": (
         edited(Rows=None, Columns=None, BitsAllocated=None),
         "cannot be used: Rows is missing",
