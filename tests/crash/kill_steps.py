@@ -92,6 +92,10 @@ def obey(text: str) -> None:
         raise SystemExit(7)
     elif order == "hang":
         time.sleep(600)
+    elif order == "forks":
+        if os.fork() == 0:
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)
     elif order == "eat":
         hoard = []
         while True:

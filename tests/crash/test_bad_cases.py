@@ -15,7 +15,7 @@ GOOD = {f"c{i}": f"text {i}" for i in range(8)}
 def summary_and_lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Lab]:
     """One run with every kind of bad case between the good ones."""
     lab = Lab(tmp_path_factory.mktemp("bad"))
-    orders = ("kill", "segfault", "exit", "sys-exit", "hang", "eat", "leak", "print")
+    orders = ("kill", "forks", "segfault", "exit", "sys-exit", "hang", "eat", "leak", "print")
     lab.write_cases(GOOD | {f"bad-{order}": order for order in orders})
     return lab.run("out", "timeout=4", "memory=0.5"), lab
 
@@ -28,7 +28,7 @@ def failure(summary: dict[str, Any], case_id: str) -> dict[str, Any]:
 def test_all_others_finish(summary_and_lab: tuple[dict[str, Any], Lab]) -> None:
     summary, lab = summary_and_lab
     assert summary["done"] == len(GOOD) + 1  # one only prints
-    assert len(summary["failed"]) == 7
+    assert len(summary["failed"]) == 8
     assert summary["exit_code"] == 3
     for case_id in GOOD:
         assert lab.record("out", case_id)["status"] == "done"
@@ -39,6 +39,8 @@ def test_all_others_finish(summary_and_lab: tuple[dict[str, Any], Lab]) -> None:
     ("order", "status", "attempts", "text"),
     [
         ("kill", "died", 2, "ended by SIGKILL"),
+        # A process that it forked keeps the pipe open after its death.
+        ("forks", "died", 2, "ended by SIGKILL"),
         ("segfault", "died", 2, "ended by SIGSEGV"),
         ("exit", "died", 2, "ended with status 7"),
         ("sys-exit", "failed", 1, "SystemExit was raised"),
@@ -70,7 +72,7 @@ def test_each_death_is_tried_once_more_and_nothing_else_is(
 ) -> None:
     _, lab = summary_and_lab
     counts = lab.counts()
-    deadly = {f"bad-{order} count" for order in ("kill", "segfault", "exit")}
+    deadly = {f"bad-{order} count" for order in ("kill", "forks", "segfault", "exit")}
     assert {line for line, n in counts.items() if n == 2} == deadly
     assert {n for line, n in counts.items() if line not in deadly} == {1}
 
@@ -93,7 +95,7 @@ def test_frames_without_texts(summary_and_lab: tuple[dict[str, Any], Lab]) -> No
 def test_a_rerun_tries_only_the_failed(summary_and_lab: tuple[dict[str, Any], Lab]) -> None:
     _, lab = summary_and_lab
     (lab.inputs / "bad-hang.txt").write_text("mended")
-    for order in ("kill", "segfault", "exit", "sys-exit", "eat", "leak"):
+    for order in ("kill", "forks", "segfault", "exit", "sys-exit", "eat", "leak"):
         (lab.inputs / f"bad-{order}.txt").unlink()
     lab.counts()
     summary = lab.run("out")

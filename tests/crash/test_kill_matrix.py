@@ -109,6 +109,14 @@ def test_driver_killed(lab: Lab, reference: dict[str, str], lines: int) -> None:
     assert sum(n - 1 for n in counts.values()) <= 2
 
 
+def test_driver_killed_while_its_workers_are_busy(lab: Lab) -> None:
+    """Nobody is left computing, although no worker looks at its pipe."""
+    lab.write_cases({"a": "hang", "b": "hang"})
+    process = lab.start("out")
+    lab.wait_for_lines(2)
+    kill_driver(process)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_driver_told_to_stop(lab: Lab, reference: dict[str, str], number: int, status: int) -> None:
     lab.write_cases(CASES)
