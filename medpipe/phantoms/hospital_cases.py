@@ -311,10 +311,8 @@ def _dicomdir(w: Ward) -> Path:
     files.add(one)
     path = w.root / "DICOMDIR"
     with tempfile.TemporaryDirectory() as folder:
-        staging = files._tmp_dir
         files.write(folder)
         shutil.copy(Path(folder) / "DICOMDIR", path)
-    # pydicom leaves its staging folders to the garbage collector, which warns.
-    for stage in (staging, files._tmp_dir):
-        stage.cleanup()
+    # pydicom leaves its staging folder to the garbage collector, which warns.
+    files._stage["t"].cleanup()
     return path
