@@ -308,7 +308,7 @@ class _Run:
             "status": status,
             "started_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.started)),
             "workflow": self.label,
-            "compiled": self.compiled.to_dict(),
+            "compiled": _without_paths(self.compiled),
             "seed": self.spec.seed,
             "device": self.spec.device,
             "executor": type(executor).__name__,
@@ -327,3 +327,11 @@ class _Run:
 def _has_record(folder: Path, run_id: str) -> bool:
     record = read_case_record(folder)
     return record is not None and record.get("run_id") == run_id
+
+
+def _without_paths(compiled: CompiledWorkflow) -> dict[str, Any]:
+    """Return a workflow as it is recorded: files by their digests, not by where they lie."""
+    record = compiled.to_dict()
+    for step in record["steps"]:
+        del step["paths"]
+    return record

@@ -12,9 +12,11 @@ class Recorderd:
     """Adds a number to tables and images and remembers every call."""
 
     calls: list[str] = []  # noqa: RUF012 - shared on purpose
+    masks: list[str | None] = []  # noqa: RUF012
 
     def __init__(self, keys: list[str], add: float = 0.0, mask: str | None = None) -> None:
-        self.keys, self.add, self.mask = keys, add, mask
+        self.keys, self.add = keys, add
+        Recorderd.masks.append(mask)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         out = dict(data)

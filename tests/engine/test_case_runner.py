@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -278,3 +279,23 @@ def test_seconds_are_those_of_the_step(bench: Bench, monkeypatch: pytest.MonkeyP
     assert bench.record()["steps"][0]["seconds"] >= 0.2
     assert outcome.seconds >= 0.2
     assert [e["event"] for e in bench.events] == ["step_started", "step_finished"]
+
+
+def test_a_file_parameter_reaches_the_step_as_a_path_and_is_checked(
+    bench: Bench, recorder: type[Recorderd]
+) -> None:
+    model = bench.root / "model.bin"
+    model.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    files = {
+        "params": {"mask": f"sha256:{digest}"},
+        "files": {"mask": digest},
+        "paths": {"mask": str(model)},
+    }
+    assert bench.run([table("a", "x", "t", **files)]).status == "done"
+    assert recorder.masks[-1] == str(model)
+    assert str(bench.root) not in json.dumps(bench.record())
+    model.write_bytes(b"other")
+    outcome = bench.run([table("a", "x", "t", version="2", **files)])
+    assert outcome.error is not None
+    assert "changed after the run was planned" in outcome.error["message"]

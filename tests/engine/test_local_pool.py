@@ -1,0 +1,73 @@
+"""The local executor keeps its contract with real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from engine_toys import step
+
+from medpipe.engine.pool.local import LocalExecutor
+from medpipe.engine.protocol import Event, Job, RunSpec
+from medpipe.workflow.compiled import CompiledWorkflow, InputSpec
+
+WORKFLOW = CompiledWorkflow(
+    "w", "1", "", {"x": InputSpec("file")}, (step("a", "x", "t", makes="table"),)
+)
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    return RunSpec(str(tmp_path / "out"), WORKFLOW.to_dict(), "r", device="cpu", recycle_after=5)
+
+
+def jobs(folder: Path, n: int, asked: list[int]) -> Iterator[Job]:
+    for i in range(n):
+        path = folder / f"{i}.txt"
+        path.write_text(str(i))
+        asked.append(i)
+        yield Job(f"c{i}", {"x": str(path)})
+
+
+def test_lazy_complete_and_recycled(tmp_path: Path, spec: RunSpec) -> None:
+    asked: list[int] = []
+    events: list[Event] = []
+    done: list[str] = []
+    for outcome in LocalExecutor(2).run(jobs(tmp_path, 24, asked), spec, events.append):
+        done.append(outcome.case_id)
+        assert outcome.status == "done"
+        assert len(asked) - len(done) <= 2
+    assert sorted(done) == sorted(f"c{i}" for i in range(24))
+    started = [e["case_id"] for e in events if e["event"] == "step_started"]
+    assert sorted(map(str, started)) == sorted(done)
+    assert not psutil.Process().children()
+
+
+def test_closing_kills_the_workers(tmp_path: Path, spec: RunSpec) -> None:
+    asked: list[int] = []
+    outcomes = LocalExecutor(2).run(jobs(tmp_path, 100, asked), spec)
+    next(outcomes)
+    assert len(psutil.Process().children()) == 2
+    outcomes.close()  # type: ignore[attr-defined]
+    assert not psutil.Process().children()
+    assert len(asked) <= 4
+
+
+def test_no_jobs_start_no_process(spec: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medpipe.engine.pool.local.WorkerSeat.take", lambda *_: pytest.fail("!"))
+    assert list(LocalExecutor(2).run(iter(()), spec)) == []
+
+
+def test_an_error_of_the_caller_reaches_the_caller(tmp_path: Path, spec: RunSpec) -> None:
+    """A generator of jobs that raises ends the run, workers included."""
+
+    def broken() -> Iterator[Job]:
+        yield from jobs(tmp_path, 3, [])
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        list(LocalExecutor(2).run(broken(), spec))
+    assert not psutil.Process().children()
