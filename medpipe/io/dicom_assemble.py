@@ -113,6 +113,7 @@ def _repair_names(findings: list[Finding], options: Options) -> list[dict[str, A
 
 
 def assemble(series: Series, options: Options, progress: Progress | None) -> Volume:
+    """Decide, decode, place: see `medpipe.io.dicom_series.assemble_series`."""
     if series.problems:
         raise InputError(
             series.problems[0], hint="remove or replace what is damaged; no slice is skipped"

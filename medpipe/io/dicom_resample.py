@@ -132,13 +132,13 @@ def _slab(
     planes: Planes, stack: Stack, origins: _Origins, ramps: list[Array], fill: float
 ) -> Array:
     """Interpolate the points whose depth, column and row coordinates (mm) are given."""
+    ramps, by_rows = _squeeze(ramps, origins)
     depth, across, down = ramps
     along = origins.along
     slack = 1e-6 * (along[-1] - along[0])
     good = (depth >= along[0] - slack) & (depth <= along[-1] + slack)
     below = np.clip(np.searchsorted(along, depth, "right") - 1, 0, len(along) - 2)
     weight = np.clip((depth - along[below]) / (along[below + 1] - along[below]), 0, 1)
-    by_rows = depth.shape[0] == 1  # `_squeeze` found the first axis to move along rows only
     value: Any = 0.0
     for which, share in ((below, 1 - weight), (below + 1, weight)):
         y = (down - origins.top[which]) / stack.spacing[0]
@@ -163,8 +163,8 @@ class _Origins:
     top: Array
 
 
-def _squeeze(ramps: list[Array], origins: _Origins) -> list[Array]:
-    """Drop the axes along which a coordinate does not change, if that separates the problem."""
+def _squeeze(ramps: list[Array], origins: _Origins) -> tuple[list[Array], bool]:
+    """Drop the axes along which a coordinate does not change, if the first moves along rows only."""
     depth, across, down = ramps
     if (
         np.ptp(depth[:, 0]) < 1e-9
@@ -172,8 +172,8 @@ def _squeeze(ramps: list[Array], origins: _Origins) -> list[Array]:
         and np.ptp(across[0]) < 1e-9
         and np.ptp(origins.left) < 1e-9
     ):
-        return [depth[:1], across[:, :1], down[:1]]
-    return ramps
+        return [depth[:1], across[:, :1], down[:1]], True
+    return ramps, False
 
 
 def resample_stack(
@@ -208,7 +208,7 @@ def resample_stack(
     out = np.empty((grid.shape[2], *grid.shape[:2]), np.float32)
     for k in range(grid.shape[2]):
         ramps = [_ramp(lps, d, k, grid.shape) for d in directions]
-        out[k] = _slab(planes, stack, origins, _squeeze(ramps, origins), fill)
+        out[k] = _slab(planes, stack, origins, ramps, fill)
         if progress is not None:
             progress(k + 1, grid.shape[2])
     return out.transpose(1, 2, 0)
