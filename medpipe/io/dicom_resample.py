@@ -164,7 +164,7 @@ class _Origins:
 
 
 def _squeeze(ramps: list[Array], origins: _Origins) -> tuple[list[Array], bool]:
-    """Drop the axes along which a coordinate does not change, if the first moves along rows only."""
+    """Drop axes along which a coordinate is constant, if the first moves along rows only."""
     depth, across, down = ramps
     if (
         np.ptp(depth[:, 0]) < 1e-9
