@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ class Breakingd(Recorderd):
             except InputError as error:
                 raise RuntimeError("applying transform <ZZCANARY>") from error
         raise {"ValueError": ValueError, "MemoryError": MemoryError}[self.what]("ZZCANARY")
+
+
+class Pidd(Recorderd):
+    """Gives the id of its process; fails when the text says so."""
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        text = Path(data["t"]).read_text()
+        if text == "memory":
+            raise MemoryError
+        if text == "value":
+            raise ValueError
+        return data | {"t": {"pid": os.getpid()}}
 
 
 def step(name: str, source: str, target: str, cls: str = "Recorderd", **more: Any) -> CompiledStep:

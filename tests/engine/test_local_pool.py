@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -71,3 +73,22 @@ def test_an_error_of_the_caller_reaches_the_caller(tmp_path: Path, spec: RunSpec
     with pytest.raises(KeyError):
         list(LocalExecutor(2).run(broken(), spec))
     assert not psutil.Process().children()
+
+
+def test_a_worker_that_ran_out_of_memory_is_replaced(tmp_path: Path, spec: RunSpec) -> None:
+    """After any other failure it stays warm."""
+    steps = (step("p", "x", "t", cls="Pidd", makes="table"),)
+    workflow = CompiledWorkflow("w", "1", "", {"x": InputSpec("file")}, steps)
+    texts = ["a", "value", "b", "memory", "c"]
+    jobs = []
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+        jobs.append(Job(text, {"x": str(tmp_path / f"{i}.txt")}))
+    spec = replace(spec, workflow=workflow.to_dict(), recycle_after=100)
+    outcomes = list(LocalExecutor(1).run(jobs, spec))
+    assert [o.status for o in outcomes] == ["done", "failed", "done", "failed", "done"]
+    pids = {}
+    for name in "abc":
+        record = json.loads((tmp_path / "out" / "cases" / name / "case.json").read_bytes())
+        pids[name] = record["tables"]["t"]["pid"]
+    assert pids["a"] == pids["b"] != pids["c"]

@@ -33,6 +33,7 @@ START_TIMEOUT_S = 300.0
 _CREEP_FACTOR = 2.0
 _CREEP_BYTES = 1 << 30
 _CREEP_EVERY = 16
+_CUDA_ERRORS = ("AcceleratorError", "RuntimeError")
 
 
 class _Gone(Exception):  # noqa: N818 - not an error: it says what the pipe said
@@ -87,6 +88,8 @@ class Worker:
         jobs_read, self._jobs = os.pipe()
         self._replies, replies_write = os.pipe()
         self._reader = LineReader(self._replies)
+        self._poller = select.poll()
+        self._poller.register(self._replies, select.POLLIN)
         command = [sys.executable, "-P", "-m", "medpipe.engine.child"]
         command += [str(jobs_read), str(replies_write), str(os.getpid())]
         output = None if spec.debug else subprocess.DEVNULL
@@ -142,20 +145,22 @@ class Worker:
 
     def _messages(self, deadline: float | None) -> Iterator[dict[str, Any]]:
         """Yield what the process says; raise `_Gone` when it ends or passes a limit."""
+        next_look = time.monotonic() + POLL_S
         while True:
             try:
                 while (message := self._reader.next()) is not None:
                     yield message
             except ValueError:  # what is no message cannot be trusted further
                 raise _Gone from None
-            left = POLL_S if deadline is None else deadline - time.monotonic()
-            if select.select([self._replies], [], [], max(0.0, min(POLL_S, left)))[0]:
-                if not self._reader.fill():
-                    raise _Gone
-            elif left <= 0:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 raise _Gone(_too_slow(self.spec), "timeout")
-            else:
+            if now >= next_look:
                 self._look()
+                next_look = now + POLL_S
+            wake = next_look if deadline is None else min(next_look, deadline)
+            if self._poller.poll(1000 * max(0.0, wake - now)) and not self._reader.fill():
+                raise _Gone
 
     def _look(self) -> None:
         """Measure the process from outside."""
@@ -268,7 +273,7 @@ def run_supervised(job: Job, seat: WorkerSeat, on_event: OnEvent) -> Outcome:
         except _Gone as gone:
             outcome = _obituary(job, seat, gone, attempt)
         else:
-            if is_retry:  # it was taken for this case alone
+            if is_retry or _may_be_spoilt(outcome):  # a retry has its worker for itself
                 seat.drop()
         peak = max(peak, outcome.peak_rss_bytes)
         if outcome.status != "died":
@@ -285,6 +290,16 @@ def run_supervised(job: Job, seat: WorkerSeat, on_event: OnEvent) -> Outcome:
         )
     seconds = round(time.monotonic() - started, 6)
     return replace(outcome, seconds=seconds, peak_rss_bytes=peak)
+
+
+def _may_be_spoilt(outcome: Outcome) -> bool:
+    """Tell whether the next case could suffer from how this one failed.
+
+    A process that ran out of memory may hold on to most of it, and after an
+    error of a CUDA kernel every later call in the process fails.
+    """
+    error = outcome.error or {}
+    return error.get("kind") == "resource" or error.get("type") in _CUDA_ERRORS
 
 
 def _obituary(job: Job, seat: WorkerSeat, gone: _Gone, attempt: int) -> Outcome:
