@@ -47,8 +47,8 @@ def _output_grid(stack: Stack, rows: int, cols: int, options: Options) -> Grid:
     dr, dc = stack.spacing
     step = stack.step_mm
     own = np.array([dc, dr, step])
-    if options.spacing_mm is not None:
-        own = patient = np.broadcast_to(np.asarray(options.spacing_mm, float), 3)
+    if options.resample_spacing_mm is not None:
+        own = patient = np.broadcast_to(np.asarray(options.resample_spacing_mm, float), 3)
     else:
         axes = np.abs(np.stack([stack.row, stack.col, stack.normal], 1))
         best = max(permutations(range(3)), key=lambda p: sum(axes[w, v] for w, v in enumerate(p)))
@@ -121,13 +121,6 @@ def assemble(series: Series, options: Options, progress: Progress | None) -> Vol
     frames = series.frames
     stack = stack_of(frames)
     findings = list(series.findings) + check_repairs(stack, options)
-    if options.spacing_mm is not None and not (
-        stack.kind == "variable" or removes_tilt(stack, options)
-    ):
-        raise InputError(
-            "spacing_mm was given, but nothing needs resampling",
-            hint="leave it out and add the step `resample` to the workflow",
-        )
     if stack.kind == "single":
         step, note = single_step(frames)
         stack = replace(stack, step_mm=step)

@@ -41,7 +41,7 @@ class Options:
     variable_step: VariableStep = "refuse"
     gantry_tilt: GantryTilt = "keep"
     time_points: TimePoints = "refuse"
-    spacing_mm: float | tuple[float, float, float] | None = None
+    resample_spacing_mm: float | tuple[float, float, float] | None = None
     resample_grid: ResampleGrid = "patient"
     max_gb: float = 8.0
 
@@ -59,10 +59,10 @@ class Options:
                     expected=" or ".join(get_args(kind)),
                     got=repr(getattr(self, name)),
                 )
-        if self.spacing_mm is not None:
-            values = np.atleast_1d(np.asarray(self.spacing_mm, float))
+        if self.resample_spacing_mm is not None:
+            values = np.atleast_1d(np.asarray(self.resample_spacing_mm, float))
             if values.shape not in ((1,), (3,)) or not (values > 0).all():
-                raise UsageError("spacing_mm is one positive number of mm, or three")
+                raise UsageError("resample_spacing_mm is one positive number of mm, or three")
         if not self.max_gb > 0:
             raise UsageError("max_gb is a positive number of GB")
 

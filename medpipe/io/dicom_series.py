@@ -7,7 +7,7 @@ measured planes and is recorded in `Volume.source` and `Volume.findings`.
 
     series = scan_series("export/")                   # headers only
     volume = assemble_series(select_series(series, {"modality": "CT", "most_slices": True}))
-    volume = read_dicom_series("export/ct/", variable_step="resample", spacing_mm=1.0)
+    volume = read_dicom_series("export/ct/", variable_step="resample", resample_spacing_mm=1.0)
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def assemble_series(
     variable_step: VariableStep = "refuse",
     gantry_tilt: GantryTilt = "keep",
     time_points: TimePoints = "refuse",
-    spacing_mm: float | tuple[float, float, float] | None = None,
+    resample_spacing_mm: float | tuple[float, float, float] | None = None,
     resample_grid: ResampleGrid = "patient",
     max_gb: float = 8.0,
     progress: Progress | None = None,
@@ -74,7 +74,7 @@ def assemble_series(
         (all positions right, no interpolation), or interpolate it upright.
     time_points : {"refuse", "stack"}
         What to do with several different images at every position.
-    spacing_mm : float or three floats, optional
+    resample_spacing_mm : float or three floats, optional
         Voxel size of a resampled volume, along R, A, S for the patient grid
         and along row, column, normal for the slice grid. Default: the pixel
         spacing and the smallest step.
@@ -106,7 +106,7 @@ def assemble_series(
         variable_step,
         gantry_tilt,
         time_points,
-        spacing_mm,
+        resample_spacing_mm,
         resample_grid,
         max_gb,
     )

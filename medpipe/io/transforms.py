@@ -169,7 +169,7 @@ class LoadVolume(Transform):
     missing_slices, variable_step, gantry_tilt, time_points : str
         What to do with an incomplete, unevenly spaced, tilted or repeated DICOM
         series; see `medpipe.io.dicom_series.read_dicom_series`.
-    spacing_mm : float or list of three floats, optional
+    resample_spacing_mm : float or list of three floats, optional
         Voxel size that a repair resamples a DICOM series to.
     resample_grid : str
         Grid it resamples to: along the patient's axes or along the slices.
@@ -194,7 +194,7 @@ class LoadVolume(Transform):
         variable_step: VariableStep = "refuse",
         gantry_tilt: GantryTilt = "keep",
         time_points: TimePoints = "refuse",
-        spacing_mm: float | list[float] | None = None,
+        resample_spacing_mm: float | list[float] | None = None,
         resample_grid: ResampleGrid = "patient",
         max_gb: float = 8.0,
     ) -> None:
@@ -211,7 +211,11 @@ class LoadVolume(Transform):
             "variable_step": variable_step,
             "gantry_tilt": gantry_tilt,
             "time_points": time_points,
-            "spacing_mm": tuple(spacing_mm) if isinstance(spacing_mm, list) else spacing_mm,
+            "resample_spacing_mm": (
+                tuple(resample_spacing_mm)
+                if isinstance(resample_spacing_mm, list)
+                else resample_spacing_mm
+            ),
             "resample_grid": resample_grid,
             "max_gb": max_gb,
         }
@@ -249,7 +253,7 @@ class LoadVolumed(MapTransform):
     ----------
     keys : str or sequence of str
     ndim, fixes, assume_orientation, select, missing_slices, variable_step, gantry_tilt, \
-time_points, spacing_mm, resample_grid, max_gb
+time_points, resample_spacing_mm, resample_grid, max_gb
         See `LoadVolume`.
     allow_missing_keys : bool
     """
@@ -269,7 +273,7 @@ time_points, spacing_mm, resample_grid, max_gb
         variable_step: VariableStep = "refuse",
         gantry_tilt: GantryTilt = "keep",
         time_points: TimePoints = "refuse",
-        spacing_mm: float | list[float] | None = None,
+        resample_spacing_mm: float | list[float] | None = None,
         resample_grid: ResampleGrid = "patient",
         max_gb: float = 8.0,
         allow_missing_keys: bool = False,
@@ -284,7 +288,7 @@ time_points, spacing_mm, resample_grid, max_gb
             variable_step=variable_step,
             gantry_tilt=gantry_tilt,
             time_points=time_points,
-            spacing_mm=spacing_mm,
+            resample_spacing_mm=resample_spacing_mm,
             resample_grid=resample_grid,
             max_gb=max_gb,
         )

@@ -60,7 +60,7 @@ def test_the_tilted_head_is_refused_by_default(head):
 
 
 def test_the_tilted_head_agrees_with_the_reference(head):
-    volume = read_dicom_series(head, variable_step="resample", spacing_mm=1.0)
+    volume = read_dicom_series(head, variable_step="resample", resample_spacing_mm=1.0)
     datasets = tags(head)
     positions = sorted(
         tuple(np.array(d.ImagePositionPatient, float) * (-1, -1, 1)) for d in datasets
@@ -101,7 +101,7 @@ def best_shift(a: np.ndarray, b: np.ndarray) -> tuple[int, ...]:
 def test_the_measured_slices_are_in_the_resampled_head(head):
     """Voxels next to a measured pixel have its value, at the place its own tags give."""
     volume = read_dicom_series(
-        head, variable_step="resample", resample_grid="slices", spacing_mm=None
+        head, variable_step="resample", resample_grid="slices", resample_spacing_mm=None
     )
     assert volume.data.dtype == np.float32
     ds = tags(head)[0]

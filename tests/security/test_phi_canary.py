@@ -133,7 +133,7 @@ def test_dicom_workflows_leak_nothing(
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows[:4])
-        coarse = ["--set", "resample.spacing_mm=4.0", "--set", "load.spacing_mm=4.0"]
+        coarse = ["--set", "resample.spacing_mm=4.0", "--set", "load.resample_spacing_mm=4.0"]
     else:
         coarse = []
     code, more = medpipe("run", workflow, manifest, out, "--workers", 2, *coarse)

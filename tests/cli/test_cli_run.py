@@ -1,0 +1,152 @@
+"""The verbs together, as a user types them, on simulated patients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medpipe.cli.main import invoke
+
+pytestmark = pytest.mark.slow
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, dict]:
+    """Run a verb with --json; return exit code and what it printed."""
+    capsys.readouterr()
+    code = invoke([str(a) for a in arguments] + ["--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six simulated patients of the demonstration, small."""
+    folder = tmp_path_factory.mktemp("demo") / "patients"
+    assert invoke(["data", "demo", str(folder), "--matrix", "32"]) == 0
+    return folder
+
+
+def test_a_manifest_runs_fails_where_it_must_and_resumes(
+    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, out = patients / "cases.csv", tmp_path / "out"
+    code, planned = run_json(capsys, "plan", "dicom-import", manifest, out)
+    assert code == 0
+    assert planned["counts"] == {"cached": 0, "pending": 0, "unknown": 6}
+    assert not out.exists()
+
+    code, first = run_json(capsys, "run", "dicom-import", manifest, out, "--workers", 2)
+    assert code == 3
+    assert (first["total"], first["done"], first["cached"]) == (6, 4, 0)
+    messages = {failure["case_id"]: failure["message"] for failure in first["failed"]}
+    assert set(messages) == {"p03", "p05"}
+    assert "--set load.variable_step=resample" in messages["p03"]
+    assert "1 slice is missing" in messages["p05"]
+    assert Path(first["report"]).is_file()
+
+    code, planned = run_json(capsys, "plan", "dicom-import", manifest, out)
+    assert planned["counts"]["cached"] == 4
+    code, second = run_json(capsys, "run", "dicom-import", manifest, out)
+    assert (code, second["done"], second["cached"]) == (3, 0, 4)
+
+    repairs = [
+        "load.variable_step=resample",
+        "load.missing_slices=interpolate",
+        "load.resample_spacing_mm=8",
+    ]
+    options = [word for repair in repairs for word in ("--set", repair)]
+    code, third = run_json(capsys, "run", "dicom-import", manifest, out, *options)
+    assert (code, third["failed"]) == (0, [])
+    record = json.loads((out / "cases" / "p05" / "volume.nii.gz.json").read_text())
+    assert "missing_slices" in json.dumps(record)
+
+
+def test_two_shards_together_are_the_whole(
+    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    totals = []
+    for shard in ("1/2", "2/2"):
+        _, summary = run_json(
+            capsys, "run", "dicom-import", patients / "cases.csv", tmp_path, "--shard", shard
+        )
+        totals.append(summary["total"])
+    assert sum(totals) == 6
+    assert min(totals) > 0
+    assert len(list(tmp_path.glob("cases/*/case.json"))) == 6
+
+
+def test_a_folder_and_a_file_need_no_manifest(
+    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, summary = run_json(capsys, "run", "dicom-import", patients / "case-01", tmp_path / "a")
+    assert (code, summary["done"]) == (0, 1)
+    volume = tmp_path / "a" / "cases" / "case0001" / "volume.nii.gz"
+    code, summary = run_json(
+        capsys, "run", "nifti-check", volume, tmp_path / "b", "--case-id", "again"
+    )
+    assert (code, summary["done"]) == (0, 1)
+    table = json.loads((tmp_path / "b" / "cases" / "again" / "statistics.json").read_text())
+    data = np.asarray(nib.load(volume).dataobj)
+    assert table["image"]["max"] == data.max()
+    assert table["image"]["mean"] == pytest.approx(data.mean(dtype=float), rel=1e-6)
+
+
+def test_a_folder_of_nifti_files_is_checked_file_by_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    assert invoke(["data", "nifti-folder", str(folder), "--matrix", "24"]) == 0
+    code, summary = run_json(capsys, "run", "nifti-check", folder, tmp_path / "out")
+    assert code == 3
+    assert summary["total"] == len(list(folder.iterdir()))
+    assert summary["done"] >= 4
+    assert all(failure["hint"] for failure in summary["failed"])
+
+
+def test_a_bids_dataset_becomes_a_derivative(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, derivative = tmp_path / "data", tmp_path / "derived"
+    for subject in ("01", "02"):
+        folder = dataset / f"sub-{subject}" / "anat"
+        folder.mkdir(parents=True)
+        target = folder / f"sub-{subject}_T1w.nii.gz"
+        assert invoke(["data", "brain-mr", str(target), "--matrix", "24"]) == 0
+    (dataset / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.9.0"}')
+    code = invoke(["bids", "dicom-import", str(dataset), str(derivative), "participant"])
+    assert code == 0, capsys.readouterr().err
+    description = json.loads((derivative / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert len(list(derivative.glob("sub-*/**/*.nii.gz"))) == 2
+    assert invoke(["bids", "dicom-import", str(dataset), str(derivative), "group"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "dicom-imprt", "x", "out"], "dicom-import"),
+        (["run", "dicom-import", "no-such-folder", "out"], "no such file or folder"),
+        (["run", "dicom-import", ".", "out", "--shard", "3/2"], "--shard is not understood"),
+        (["run", "dicom-import", ".", "out", "--gpus", "a"], "--gpus is not understood"),
+        (["run", "dicom-import", ".", "out", "--set", "load.nonsense=1"], "nonsense"),
+        (["data", "demo", "."], "not empty"),
+        (["show", "no-such-thing"], "medpipe ls"),
+    ],
+)
+def test_wrong_commands_say_so_in_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    assert invoke(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
