@@ -29,8 +29,7 @@ from medpipe.engine.run import run_workflow
 from medpipe.io.case import Case
 from medpipe.workflow.compiled import CompiledStep, CompiledWorkflow, InputSpec, SaveSpec
 
-SIZES = (1_000, 10_000)
-REPEATS = 1
+REPEATS = {1_000: 3, 10_000: 1}  # number of cases → how often it is measured
 STEP = """
 class Lengthd:
     def __init__(self, keys):
@@ -141,13 +140,14 @@ def main() -> None:
     """Measure, print and write the results."""
     workers = 2
     rows: dict[str, Any] = {}
-    for n in SIZES:
-        runs = [in_fresh_process(n, workers) for _ in range(REPEATS)]
+    for n, repeats in REPEATS.items():
+        runs = [in_fresh_process(n, workers) for _ in range(repeats)]
         for run in runs:
             run["overhead_ms_per_case"] = 1000 * run["run_s"] / n
             run["overhead_cpu_ms_per_case"] = 1000 * run["run_cpu_s"] / n
         rows[str(n)] = {
             name: {
+                "n": repeats,
                 "median": round(statistics.median(r[name] for r in runs), 4),
                 "min": round(min(r[name] for r in runs), 4),
                 "max": round(max(r[name] for r in runs), 4),
@@ -160,9 +160,8 @@ def main() -> None:
             )
     record = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared with other work",
-        "load_average": [round(x, 2) for x in os.getloadavg()],
+        "load_average_at_end": [round(x, 2) for x in os.getloadavg()],
         "python": platform.python_version(),
-        "repeats": REPEATS,
         "workers": workers,
         "results": rows,
     }

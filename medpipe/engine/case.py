@@ -77,7 +77,7 @@ class CaseRunner:
             computed=attempt.computed,
             error=error,
             seconds=round(time.perf_counter() - attempt.started, 6),
-            peak_rss_bytes=peak_rss_bytes(),
+            peak_rss_bytes=attempt.recorder.peak_rss_bytes or peak_rss_bytes(),
             attempts=job.attempt,
             digests={name: d.to_dict() for name, d in attempt.digests.items()},
         )

@@ -63,6 +63,7 @@ class CaseRecorder:
         self.schedule: Schedule | None = None
         self.seeds: Mapping[str, int] = {}
         self.inputs: dict[str, InputDigest] = {}
+        self.peak_rss_bytes = 0
         self.done: list[dict[str, Any]] = []
         self.findings: list[dict[str, Any]] = []
         self._bound: dict[str, Json] = {}
@@ -111,6 +112,7 @@ class CaseRecorder:
         StoreError
             If the folder cannot be written.
         """
+        self.peak_rss_bytes = peak_rss_bytes()
         self.folder.mkdir(parents=True, exist_ok=True)
         outputs, pictures, tables = self._publish()
         spec = self.runner.spec
@@ -121,7 +123,7 @@ class CaseRecorder:
             "status": "failed" if error else "done",
             "run_id": spec.run_id,
             "seconds": round(seconds, 6),
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_rss_bytes": self.peak_rss_bytes,
             "peak_gpu_bytes": _peak_gpu_bytes(),
             "device": self._device(),
             "attempts": self.job.attempt,
