@@ -172,6 +172,7 @@ class CaseRecorder:
                     outputs.append(
                         {
                             "step": step.id,
+                            "key": save.key,
                             "file": save.file,
                             "object": todo.key,
                             **described["files"][kept[save.key][0]],
@@ -194,6 +195,7 @@ class CaseRecorder:
 
     def _write_sidecar(self, output: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Write the provenance of one output, unless the run that computed it did."""
+        key = output["key"]
         path = self.folder / f"{output['file']}.json"
         if self._was_reused(output["object"]) and _object_of(path) == output["object"]:
             return
@@ -203,6 +205,7 @@ class CaseRecorder:
         sidecar = {
             "schema": CASE_SCHEMA,
             "output": dict(output),
+            "source": self.runner.store.record(output["object"])["values"][key]["source"],
             **{name: record[name] for name in shared},
             "steps": chain,
             "peak_rss_bytes": record["peak_rss_bytes"],

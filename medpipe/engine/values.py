@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medpipe.engine.store import Store
 from medpipe.engine.tables import table_csv
 from medpipe.errors import StepError, StoreError
 from medpipe.types import Finding, Json, Severity
 from medpipe.workflow.compiled import CompiledStep
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["findings_of", "load_values", "object_files", "save_values"]
 
@@ -134,8 +137,19 @@ def _write_value(folder: Path, name: str, file: str, value: Any, dtype: str | No
     from medpipe.io.nifti import write_nifti
     from medpipe.io.transforms import metatensor_from_volume, volume_from_metatensor
 
-    volume = write_nifti(folder / file, volume_from_metatensor(value), dtype=dtype)
-    return metatensor_from_volume(volume)
+    volume = volume_from_metatensor(value)
+    dtype = dtype or ("int16" if _holds_int16(volume.data) else None)
+    return metatensor_from_volume(write_nifti(folder / file, volume, dtype=dtype))
+
+
+def _holds_int16(data: NDArray[Any]) -> bool:
+    """Tell whether int16 keeps every value: then it is the smaller file of the same image."""
+    import numpy as np
+
+    if data.dtype.kind != "f" or data.size == 0:
+        return False
+    low, high = data.min(), data.max()  # NaN fails the comparison
+    return bool(low >= -32768 and high <= 32767 and np.array_equal(data, np.rint(data)))
 
 
 def _write_table(path: Path, table: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from medpipe.steps.intensity import (
     ClipIntensityd,
     NormalizeIntensity,
     NormalizeIntensityd,
+    RoundIntensityd,
     WindowIntensity,
     WindowIntensityd,
 )
@@ -73,6 +74,13 @@ def test_robust_and_minmax_ignore_what_is_not_finite(values):
     low, high = np.percentile(finite, (2, 98))
     out = NormalizeIntensity("minmax", percentiles=(2, 98))(image(values[:1]))[0].numpy()
     np.testing.assert_allclose(out[1:], np.interp(values[0, 1:], [low, high], [0, 1]), atol=1e-5)
+
+
+def test_round_is_to_even_and_keeps_dtype_and_nan():
+    values = np.array([-1.5, -0.5, 0.5, 1.5, 2.49, np.nan], np.float32).reshape(1, 1, 1, 6)
+    out = RoundIntensityd("x")({"x": image(values)})["x"]
+    np.testing.assert_array_equal(out.numpy().ravel(), [-2, 0, 0, 2, 2, np.nan])
+    assert out.dtype == torch.float32
 
 
 def test_clip(values):
