@@ -74,6 +74,7 @@ def position_names(stack: Stack) -> list[str]:
 
 
 def step_text(stack: Stack) -> str:
+    """Return the distances between slices, the most frequent first: ``23 × 5.00, 1 × 10.00 mm``."""
     counts = Counter(f"{s:.2f}" for s in stack.steps_mm)
     parts = [f"{n} × {s}" for s, n in counts.most_common(5)]
     return ", ".join(parts) + (" mm" if len(counts) <= 5 else " mm and others")
@@ -115,6 +116,7 @@ def check_repairs(stack: Stack, options: Options) -> list[Finding]:
 
 
 def removes_tilt(stack: Stack, options: Options) -> bool:
+    """Tell whether the options resample a tilted stack upright."""
     return stack.tilted and (
         options.gantry_tilt == "resample"
         or (stack.kind == "variable" and options.resample_grid == "patient")

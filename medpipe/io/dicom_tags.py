@@ -178,6 +178,7 @@ def open_dataset(path: Path, *, pixels: bool, cap: int = HEADER_CAP) -> Dataset:
 
 
 def read_value(ds: Dataset, keyword: str) -> Any:
+    """Return the value of a tag, None if it is absent or empty."""
     try:
         value = ds.get(keyword)
     except RecursionError:
@@ -188,6 +189,7 @@ def read_value(ds: Dataset, keyword: str) -> Any:
 
 
 def read_numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    """Return the `count` finite numbers of a tag, None if it is absent."""
     value = read_value(ds, keyword)
     if value is None:
         return None
@@ -207,11 +209,13 @@ def read_numbers(ds: Dataset, keyword: str, count: int) -> tuple[float, ...] | N
 
 
 def read_number(ds: Dataset, keyword: str) -> float | None:
+    """Return the one finite number of a tag, None if it is absent."""
     numbers = read_numbers(ds, keyword, 1)
     return None if numbers is None else numbers[0]
 
 
 def read_integer(ds: Dataset, keyword: str, default: int | None = None) -> int | None:
+    """Return the whole number of a tag, `default` if it is absent."""
     number = read_number(ds, keyword)
     if number is None:
         return default
@@ -221,6 +225,7 @@ def read_integer(ds: Dataset, keyword: str, default: int | None = None) -> int |
 
 
 def read_required(ds: Dataset, keyword: str) -> int:
+    """Return the whole number of a tag that must be there."""
     number = read_integer(ds, keyword)
     if number is None:
         raise BadHeader(f"{keyword} is missing")
@@ -228,11 +233,13 @@ def read_required(ds: Dataset, keyword: str) -> int:
 
 
 def read_text(ds: Dataset, keyword: str) -> str:
+    """Return the text of a tag without blanks around it, "" if it is absent."""
     value = read_value(ds, keyword)
     return "" if value is None else str(value).strip()
 
 
 def read_texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return the texts of a tag in capitals, none if it is absent."""
     value = read_value(ds, keyword)
     if value is None:
         return ()
@@ -249,6 +256,7 @@ def lenient(read: Any, ds: Dataset, keyword: str) -> Any:
 
 
 def read_items(ds: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence, none if it is absent."""
     value = read_value(ds, keyword)
     items = [] if value is None else list(value) if hasattr(value, "__iter__") else None
     if items is None or not all(isinstance(i, Dataset) for i in items):
@@ -257,5 +265,6 @@ def read_items(ds: Dataset, keyword: str) -> list[Dataset]:
 
 
 def read_positive(ds: Dataset, keyword: str) -> float | None:
+    """Return the positive number of a tag, None if it is absent, damaged or not positive."""
     number = lenient(read_number, ds, keyword)
     return abs(number) if number else None

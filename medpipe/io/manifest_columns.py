@@ -37,6 +37,7 @@ class Columns:
         optional: Collection[str],
         problems: Problems,
     ) -> Columns:
+        """Say which column is what, and note what is wrong with the header."""
         # A file without a header has a patient in its first row: quote nothing from it.
         trusted = any(_squash(name) == "caseid" for name in header)
         _check_names(header, trusted, problems)

@@ -20,6 +20,13 @@ WORKFLOW = CompiledWorkflow(
 )
 
 
+def _workers() -> list[psutil.Process]:
+    """Return the worker processes of this process; other tests may have left other children."""
+    return [
+        child for child in psutil.Process().children() if "medpipe.engine.child" in child.cmdline()
+    ]
+
+
 @pytest.fixture
 def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunSpec:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -45,16 +52,16 @@ def test_lazy_complete_and_recycled(tmp_path: Path, spec: RunSpec) -> None:
     assert sorted(done) == sorted(f"c{i}" for i in range(24))
     started = [e["case_id"] for e in events if e["event"] == "step_started"]
     assert sorted(map(str, started)) == sorted(done)
-    assert not psutil.Process().children()
+    assert not _workers()
 
 
 def test_closing_kills_the_workers(tmp_path: Path, spec: RunSpec) -> None:
     asked: list[int] = []
     outcomes = LocalExecutor(2).run(jobs(tmp_path, 100, asked), spec)
     next(outcomes)
-    assert len(psutil.Process().children()) == 2
+    assert len(_workers()) == 2
     outcomes.close()  # type: ignore[attr-defined]
-    assert not psutil.Process().children()
+    assert not _workers()
     assert len(asked) <= 4
 
 
@@ -72,7 +79,7 @@ def test_an_error_of_the_caller_reaches_the_caller(tmp_path: Path, spec: RunSpec
 
     with pytest.raises(KeyError):
         list(LocalExecutor(2).run(broken(), spec))
-    assert not psutil.Process().children()
+    assert not _workers()
 
 
 def test_a_worker_that_ran_out_of_memory_is_replaced(tmp_path: Path, spec: RunSpec) -> None:

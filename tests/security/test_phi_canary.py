@@ -178,7 +178,7 @@ def test_a_killed_run_leaves_nothing_either(tmp_path: Path, canaries: set[bytes]
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"MEDPIPE_CRASH_AT": "after_tmp_write"},
+        env=os.environ | {"MEDPIPE_CRASH_AT": "before_write"},
     )
     assert done.returncode == 4, done.stderr
     assert "SIGKILL" in done.stdout
