@@ -67,6 +67,7 @@ class CaseRecorder:
         self.done: list[dict[str, Any]] = []
         self.findings: list[dict[str, Any]] = []
         self._bound: dict[str, Json] = {}
+        self._sources: dict[str, Json] = {}
 
     def begin(
         self, schedule: Schedule, inputs: Mapping[str, InputDigest], seeds: Mapping[str, int]
@@ -169,10 +170,10 @@ class CaseRecorder:
                 kept = object_files(step)
                 for save in step.save:
                     store.publish(todo.key, save.file, self.folder / save.file)
+                    self._sources[save.file] = described["values"][save.key]["source"]
                     outputs.append(
                         {
                             "step": step.id,
-                            "key": save.key,
                             "file": save.file,
                             "object": todo.key,
                             **described["files"][kept[save.key][0]],
@@ -195,7 +196,6 @@ class CaseRecorder:
 
     def _write_sidecar(self, output: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Write the provenance of one output, unless the run that computed it did."""
-        key = output["key"]
         path = self.folder / f"{output['file']}.json"
         if self._was_reused(output["object"]) and _object_of(path) == output["object"]:
             return
@@ -205,7 +205,7 @@ class CaseRecorder:
         sidecar = {
             "schema": CASE_SCHEMA,
             "output": dict(output),
-            "source": self.runner.store.record(output["object"])["values"][key]["source"],
+            "source": self._sources[output["file"]],
             **{name: record[name] for name in shared},
             "steps": chain,
             "peak_rss_bytes": record["peak_rss_bytes"],

@@ -220,6 +220,7 @@ class _Run:
                 self.summary.interrupted = stop.name
                 self.events.write({"event": "interrupted", "signal": stop.name})
             finally:
+                Store(self.out).flush()
                 self.summary.seconds = round(time.time() - self.started, 3)
                 self.events.write({"event": "run_finished", "seconds": self.summary.seconds})
         Store(self.out).remove_leftovers()  # of workers that died

@@ -166,8 +166,18 @@ class Store:
                 os.rename(final, tmp.with_name(f"{tmp.name}-broken"))
                 os.rename(tmp, final)
                 shutil.rmtree(tmp.with_name(f"{tmp.name}-broken"), ignore_errors=True)
-        fsync_dir(final.parent)
         reach("after_rename")
+
+    def flush(self) -> None:
+        """Make sure that no finished object can be lost to a power cut any more.
+
+        The content of an object is on disk before it gets its name; the name
+        alone may wait for this, at the end of a run, because what is lost
+        until then is computed again.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.root):
+                fsync_dir(Path(entry.path))
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
