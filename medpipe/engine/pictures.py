@@ -31,7 +31,10 @@ def draw_picture(store: Store, step: CompiledStep, key: str, data: Mapping[str, 
     if qc is None or qc.key not in data:
         raise StepError("there is no image to draw a picture of")
     overlay = data.get(qc.overlay) if qc.overlay else None
-    figure = render(qc.kind, data[qc.key], overlay=overlay, options=dict(qc.options))
+    options = dict(qc.options)
+    if qc.overlay:  # a mask is called what the workflow calls it
+        options.setdefault("labels", {"1": qc.overlay})
+    figure = render(qc.kind, data[qc.key], overlay=overlay, options=options)
     numbers = json.dumps(figure.data, indent=1, sort_keys=True, allow_nan=False)
 
     def write(folder: Path) -> None:

@@ -19,7 +19,7 @@ __all__ = ["Ink", "blend_labels", "contour_mask", "encode_jpeg", "encode_png", "
 
 INK = (232, 232, 232)
 FAINT = (168, 168, 168)
-FILL_ALPHA = 0.16
+FILL_ALPHA = 0.10
 _LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 _AXIS = {"axial": "z", "coronal": "y", "sagittal": "x"}
 

@@ -150,7 +150,7 @@ def _cohort_page(
         constants=constants,
         step_times=cohort.step_times() if first else [],
         steps=steps,
-        description=[p for p in description.split("\n\n") if p.strip()],
+        description=[p.strip("\n") for p in description.split("\n\n") if p.strip()],
         methods=methods_text(workflow, steps, cohort.count("done"), versions) if rows else "",
         versions=sorted(versions.items()),
     )

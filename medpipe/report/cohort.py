@@ -29,6 +29,7 @@ class CaseRow:
     seconds: float | None
     peak: float | None
     severities: dict[str, int]
+    repaired: int
     numbers: dict[str, float]
     thumbnail_json: Path | None
     thumbnail: dict[str, Any] | None = None
@@ -53,6 +54,7 @@ def row_of(case: Case, href: str) -> CaseRow:
         seconds=case.facts.get("seconds"),
         peak=case.facts.get("peak_rss_bytes"),
         severities={s: counts.get(s, 0) for s in SEVERITIES},
+        repaired=sum(f["fixed"] for f in case.findings),
         numbers=dict(list(_numbers(case))[:MAX_COLUMNS]),
         thumbnail_json=picture.json_path if picture else None,
     )
