@@ -116,6 +116,11 @@ def scan(
         print()
     for finding in report.findings:
         print(f"{finding.severity.name.lower()}: {finding.message}")
+    if report.linked:
+        print(
+            f"{report.linked} series shared a folder with others; each got one of its own, of "
+            f"links, in {csv.with_suffix('')}_series"
+        )
     print(f"{csv}: {len(report.cases)} cases ({report.kind})")
     return 0
 

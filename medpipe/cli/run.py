@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -40,7 +41,7 @@ def run(
     gpus: Annotated[str | None, Parameter(group=_MACHINE)] = None,
     per_gpu: Annotated[int, Parameter(group=_MACHINE)] = 1,
     memory_gb: Annotated[float | None, Parameter(group=_MACHINE)] = None,
-    timeout_min: Annotated[float | None, Parameter(group=_MACHINE)] = None,
+    timeout_min: Annotated[float, Parameter(group=_MACHINE)] = 120,
     retries: Annotated[int, Parameter(group=_MACHINE)] = 1,
     shard: Annotated[str | None, Parameter(group=_CLUSTER)] = None,
     executor: Annotated[Literal["local", "dask"], Parameter(group=_CLUSTER)] = "local",
@@ -99,9 +100,10 @@ def run(
     per_gpu : int
         Workers that share one GPU.
     memory_gb : float, optional
-        Memory one worker may take; a case that needs more fails with a clear message.
-    timeout_min : float, optional
-        Minutes one case may take.
+        Memory one worker may take (default: its share of nine tenths of the machine's); a case
+        that needs more fails with a clear message.
+    timeout_min : float
+        Minutes one case may take; 0 for no limit.
     retries : int
         How often a case whose process died is tried again, alone.
     shard : str, optional
@@ -122,8 +124,9 @@ def run(
 
     compiled = compile_workflow(name, overrides=set_ or (), workflow_paths=workflow_path or ())
     found = find_cases(cases, compiled, case_id=case_id)
+    kind = executor if scheduler is None and cluster is None else "dask"
     chosen = _executor(
-        executor if scheduler is None and cluster is None else "dask",
+        kind,
         workers=workers,
         gpus=_gpu_list(gpus),
         per_gpu=per_gpu,
@@ -143,8 +146,8 @@ def run(
         executor=chosen,
         device=device,
         seed=seed,
-        timeout_s=None if timeout_min is None else 60 * timeout_min,
-        memory_gb=memory_gb,
+        timeout_s=60 * timeout_min or None,
+        memory_gb=memory_gb or (_share_of_memory_gb(chosen.workers) if kind == "local" else None),
         retries=retries,
         shard=parse_shard(shard),
         debug=debug,
@@ -197,6 +200,15 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
             "--shard is not understood", expected="K/N with 1 ≤ K ≤ N, e.g. 2/8", got=text
         )
     return int(k), int(n)
+
+
+def _share_of_memory_gb(workers: int) -> float | None:
+    """Return what each worker of this machine may take without taking it from another."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # not every system says
+        return None
+    return round(0.9 * total / workers / 1e9, 2)
 
 
 def _gpu_list(text: str | None) -> list[int] | None:

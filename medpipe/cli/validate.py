@@ -43,7 +43,7 @@ def validate(
         summary = {"workflow": compiled.name, "steps": len(compiled.steps)}
         text = f"{file}: a sound workflow of {len(compiled.steps)} steps"
     else:
-        from medpipe.io.manifest import read_manifest
+        from medpipe.io.manifest import load_manifest
 
         inputs: list[str] | None = None
         optional: list[str] = []
@@ -53,11 +53,21 @@ def validate(
             specs = compile_workflow(workflow, workflow_paths=workflow_path or ()).inputs
             inputs = list(specs)
             optional = [name for name, spec in specs.items() if spec.optional]
-        cases = read_manifest(file, inputs=inputs, optional=optional, verify_sha256=verify_sha256)
+        manifest = load_manifest(
+            file, inputs=inputs, optional=optional, verify_sha256=verify_sha256
+        )
+        cases = manifest.cases
         patients = {case.patient_id for case in cases if case.patient_id}
         names = sorted({name for case in cases for name in case.inputs})
-        summary = {"cases": len(cases), "patients": len(patients), "inputs": names}
+        summary = {
+            "cases": len(cases),
+            "patients": len(patients),
+            "inputs": names,
+            "findings": [finding.to_dict() for finding in manifest.findings],
+        }
         text = f"{file}: {len(cases)} sound cases of {len(patients)} patients; "
         text += f"inputs {', '.join(names)}"
+        for finding in manifest.findings:
+            text += f"\n{finding.severity.name.lower()}: {finding.message}"
     print_json(summary) if json else print(text)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -102,13 +102,13 @@ def _check_file_sizes(frames: list[Frame], where: list[str]) -> None:
             raise InputError("the file is too small for Rows × Columns", where=name)
 
 
-def _repair_names(findings: list[Finding], options: Options) -> list[dict[str, Any]]:
-    chosen = asdict(options)
+def _repair_names(findings: list[Finding]) -> list[dict[str, Any]]:
+    """Return the repairs that were made; resampling an uneven stack undoes its tilt as well."""
     out: list[dict[str, Any]] = []
     for finding in findings:
         if finding.fixed and finding.fix:
-            name = finding.fix.split("=")[0]
-            out.append({"option": name, "value": chosen[name], "check": finding.check})
+            name, _, value = finding.fix.partition("=")
+            out.append({"option": name, "value": value.strip('"'), "check": finding.check})
     return out
 
 
@@ -132,7 +132,7 @@ def assemble(series: Series, options: Options, progress: Progress | None) -> Vol
     used = [frames[i] for place in places for i in place]
     findings += notes + completeness(series, used, stack)
     source = source_facts(series, used, stack)
-    source["repairs"] = _repair_names(findings, options)
+    source["repairs"] = _repair_names(findings)
     if padded:
         text = f"{padded} padding pixels set to {AIR_HU} HU"
         findings.append(Finding("dicom.padding", Severity.INFO, text))

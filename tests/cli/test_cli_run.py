@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from medpipe.cli.main import invoke
@@ -46,6 +47,11 @@ def test_a_manifest_runs_fails_where_it_must_and_resumes(
     assert "--set load.variable_step=resample" in messages["p03"]
     assert "1 slice is missing" in messages["p05"]
     assert Path(first["report"]).is_file()
+
+    record = json.loads((out / "runs" / first["run_id"] / "run.json").read_text())
+    assert record["timeout_s"] == 7200
+    total = psutil.virtual_memory().total
+    assert record["memory_gb"] == pytest.approx(0.9 * total / 2 / 1e9, rel=0.01)
 
     code, planned = run_json(capsys, "plan", "dicom-import", manifest, out)
     assert planned["counts"]["cached"] == 4
