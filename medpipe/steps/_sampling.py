@@ -7,10 +7,10 @@ from three coordinates per voxel.
 
 A voxel is a box: positions up to half a voxel outside the outermost centres
 take the value of the edge, positions further out take the fill value. MONAI's
-resampling is not used, because it fills with zero (water, in a CT), leaves a
-grid unchanged when the matrices differ by less than 1e-3 per voxel (half a
-millimetre over 512 voxels), has no anti-aliasing, and holds a float64 grid of
-the whole output.
+resampling is not used, because outside the image it knows the edge value or
+zero (water, in a CT) and nothing else, it leaves a grid unchanged when the
+matrices differ by less than 1e-3 per voxel (half a millimetre over 512
+voxels), has no anti-aliasing, and holds a float64 grid of the whole output.
 """
 
 from __future__ import annotations
