@@ -39,7 +39,7 @@ format: environment
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbmake --nbmake-timeout=900 tests notebooks
 
 # What a user gets: the wheel alone, in an environment of its own, away from the checkout.
 wheel-check: environment
@@ -48,6 +48,7 @@ wheel-check: environment
 benchmarks: environment
 	$(BIN)/python benchmarks/engine_overhead.py
 	$(BIN)/python benchmarks/dicom_readers.py
+	$(BIN)/python benchmarks/cli_startup.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from medpipe.cli.output import human_bytes, print_json, print_table
+from medpipe.cli.output import print_json, print_table
+from medpipe.report.text import bytes_text
 
 __all__ = ["doctor"]
 
@@ -89,7 +90,7 @@ def _machine() -> list[_Check]:
             _Check(
                 "memory",
                 "ok" if memory > 8e9 else "note",
-                human_bytes(memory),
+                bytes_text(memory),
                 "" if memory > 8e9 else "a thin-slice head CT takes about 4 GB per worker",
             )
         )
@@ -109,7 +110,7 @@ def _gpu() -> list[_Check]:
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         detail = (
-            f"{torch.cuda.get_device_name(index)}, {human_bytes(free)} of {human_bytes(total)} free"
+            f"{torch.cuda.get_device_name(index)}, {bytes_text(free)} of {bytes_text(total)} free"
         )
         checks.append(_Check(f"GPU {index}", "ok", detail))
     return checks
@@ -123,7 +124,7 @@ def _folder(out: Path) -> list[_Check]:
         _Check(
             "disk",
             "ok" if usage.free > 10e9 else "note",
-            f"{human_bytes(usage.free)} free where {out} lies",
+            f"{bytes_text(usage.free)} free where {out} lies",
         )
     ]
     store = Store(out)

@@ -12,7 +12,7 @@ from medpipe.errors import MedpipeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "human_bytes", "human_seconds", "print_error", "print_json", "print_table"]
+__all__ = ["console", "print_error", "print_json", "print_table"]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -48,24 +48,3 @@ def print_error(error: MedpipeError) -> None:
     for line in str(error).splitlines():
         out.print("[bold red]error[/] ", end="")
         out.print(line, markup=False, soft_wrap=True)
-
-
-def human_bytes(count: float) -> str:
-    """Return a byte count in words, e.g. ``"1.4 GB"`` (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Return a duration in words, e.g. ``"850 ms"``, ``"12.3 s"``, ``"4 min 05 s"``."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from medpipe.cli.output import human_bytes, print_json, print_table
+from medpipe.cli.output import print_json, print_table
+from medpipe.report.text import bytes_text
 
 __all__ = ["plan"]
 
@@ -71,6 +72,6 @@ def plan(
         f"{planned.count(CaseStatus.PENDING)} need some steps, "
         f"{planned.count(CaseStatus.UNKNOWN)} are new"
         + (f", {planned.other_shards} belong to other shards" if planned.other_shards else "")
-        + f"; about {human_bytes(planned.disk_bytes)} would be written."
+        + f"; about {bytes_text(planned.disk_bytes)} would be written."
     )
     return 0

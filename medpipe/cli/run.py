@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from medpipe.cli.output import console, human_bytes, human_seconds, print_json
+from medpipe.cli.output import console, print_json
 from medpipe.errors import UsageError
+from medpipe.report.text import bytes_text, duration
 
 if TYPE_CHECKING:
     from medpipe.engine.protocol import Executor
@@ -175,7 +176,7 @@ def _print_summary(summary: RunSummary, page: Path | None) -> None:
     for failure in summary.failed[:_SHOWN_FAILURES]:
         out.print(f"[bold red]{failure.status}[/] ", end="")
         text = f"case {failure.case_id} · {failure.message}"
-        memory = human_bytes(failure.peak_rss_bytes)
+        memory = bytes_text(failure.peak_rss_bytes)
         out.print(f"{text} [peak memory {memory}]", markup=False, soft_wrap=True)
     if len(summary.failed) > _SHOWN_FAILURES:
         rest = len(summary.failed) - _SHOWN_FAILURES
@@ -184,7 +185,7 @@ def _print_summary(summary: RunSummary, page: Path | None) -> None:
         out.print(f"interrupted by {summary.interrupted}; run the same command again to resume")
     out.print(
         f"{summary.total} cases: {summary.done} computed, {summary.cached} already there, "
-        f"{len(summary.failed)} failed, in {human_seconds(summary.seconds)}"
+        f"{len(summary.failed)} failed, in {duration(summary.seconds)}"
     )
     if page is not None:
         out.print(f"report: {page}", soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from medpipe.figures.svg import share_bar_svg, strip_svg
 from medpipe.report.records import SEVERITIES, Case, number, numbers
+from medpipe.report.text import bytes_text
 
 __all__ = ["CaseRow", "Cohort", "row_of"]
 
@@ -175,7 +176,7 @@ class Cohort:
             rows = [(label, str(kind.first[k])) for label, k in names if kind.first.get(k)]
             peak = max((r.peak or 0.0 for r in kind.cases), default=0.0)
             if peak:
-                rows.append(("Peak memory", f"{peak / 2**20:,.0f} MiB"))
+                rows.append(("Peak memory", bytes_text(peak)))
             what = str(kind.first.get("what") or "failed without saying why")
             out.append({"what": what, "n": kind.n, "cases": kind.cases, "rows": rows})
         return out

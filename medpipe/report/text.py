@@ -25,14 +25,14 @@ def duration(seconds: Any) -> str:
 
 
 def bytes_text(count: Any) -> str:
-    """Return e.g. ``"1.4 GiB"``."""
+    """Return e.g. ``"1.4 GB"``: powers of 1000, as in ``--memory-gb``."""
     if not isinstance(count, int | float) or not math.isfinite(count) or count <= 0:
         return "–"
     value, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1000 or unit == "TiB":
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 999.5 or unit == "TB":
             break
-        value /= 1024
+        value /= 1000
     return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
 
 

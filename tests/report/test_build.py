@@ -182,7 +182,7 @@ def test_methods_text_names_the_workflow_and_its_parameters(cohort: Path) -> Non
 def test_case_page_shows_the_record(cohort: Path) -> None:
     page = check_self_contained(cohort / "report" / "cases" / "sub-001.html")
     text = page.text
-    for wanted in ("sub-001", "head-ct-prepare", "spacing_mm [1.0, 1.0, 1.0]", "14.2 MiB", "gantry tilt",
+    for wanted in ("sub-001", "head-ct-prepare", "spacing_mm [1.0, 1.0, 1.0]", "14.9 MB", "gantry tilt",
                    "repaired", "medpipe run head-ct-prepare INPUT OUT --case-id sub-001", "volume_ml", "brain window",
                    "ct.nii.gz", "Peak memory"):  # fmt: skip
         assert wanted in text.replace("Window 0 to 80 HU", "brain window"), wanted
