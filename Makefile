@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: environment
-	$(BIN)/medpipe data demo $(DEMO)/patients
+	test -e $(DEMO)/patients/cases.csv || $(BIN)/medpipe data demo $(DEMO)/patients
 	$(BIN)/medpipe run head-ct-prepare $(DEMO)/patients/cases.csv $(DEMO)/out --workers $(WORKERS) || test $$? -eq 3
 	@echo
 	@echo "One of the six patients has a missing slice and is refused: that is the point."

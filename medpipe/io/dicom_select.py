@@ -146,7 +146,8 @@ def select_series(
             else f"{len(left)} series could be meant",
             expected="one",
             got=_listed(left) + (f" ({min(split)})" if same and split else ""),
-            hint="choose with rules such as series_number, orientation or most_slices",
+            hint="choose with rules such as series_number, orientation or most_slices, or make a "
+            "manifest with one row for each: medpipe manifest scan DIR CASES.csv",
         )
     return left[0]
 

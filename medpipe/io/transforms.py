@@ -235,11 +235,13 @@ class LoadVolume(Transform):
         from medpipe.io.dicom_series import read_dicom_series  # pydicom only where needed
 
         volume = read_dicom_series(Path(path), **self.dicom)
-        allowed = (self.ndim,) if isinstance(self.ndim, int) else tuple(self.ndim)
+        allowed = {self.ndim} if isinstance(self.ndim, int) else set(self.ndim)
+        if self.dicom["time_points"] == "stack":
+            allowed.add(4)  # that is what was asked for
         if volume.data.ndim not in allowed:
             raise InputError(
                 "the DICOM series has another number of axes than asked for",
-                expected=f"ndim in {list(allowed)}",
+                expected=f"ndim in {sorted(allowed)}",
                 got=str(volume.data.ndim),
                 hint="set ndim, or choose one time point",
             )

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import dicom_inputs
 import monai.transforms as mt
 import nibabel as nib
 import numpy as np
@@ -302,3 +303,27 @@ def test_real_images_as_nibabel_reads_them(name: str, real_data: Path) -> None:
         volume.data, np.asanyarray(image.dataobj).astype(volume.data.dtype)
     )
     assert all(f.severity < Severity.ERROR for f in volume.findings)
+
+
+def test_time_points_that_were_asked_for_become_channels(tmp_path: Path) -> None:
+    origins = [(0.0, 0.0, 3.0 * k) for k in range(4)]
+    for t in (1, 2, 3):
+
+        def at_time(points: np.ndarray, t: int = t) -> np.ndarray:
+            return dicom_inputs.ramp(points) + 100 * t
+
+        dicom_inputs.write_series(
+            tmp_path,
+            origins,
+            value=at_time,
+            series="1.2.3.4",
+            study="1.2.3",
+            name=lambda k, t=t: f"{t}_{k}.dcm",
+            edit=lambda ds, k, t=t: setattr(ds, "TemporalPositionIdentifier", t),
+        )
+    with pytest.raises(InputError, match="time points"):
+        LoadVolume()(tmp_path)
+    image = LoadVolume(time_points="stack")(tmp_path)
+    assert image.shape == (3, 12, 14, 4)
+    np.testing.assert_array_equal(image[1] - image[0], 100)
+    np.testing.assert_array_equal(image[2] - image[0], 200)
