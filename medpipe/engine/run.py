@@ -25,7 +25,7 @@ from medpipe.engine.provenance import (
     write_case_record,
 )
 from medpipe.engine.store import Store, record_bytes
-from medpipe.errors import MedpipeError, StoreError
+from medpipe.errors import MedpipeError, StoreError, UsageError
 from medpipe.io.atomic import write_bytes_atomic
 from medpipe.io.case import Case
 from medpipe.io.digests import DigestCache, InputDigest
@@ -166,7 +166,10 @@ def run_workflow(
     ------
     StoreError
         If the output folder cannot be written at all.
+    UsageError
+        If a limit is none.
     """
+    _check_limits(timeout_s, memory_gb, retries)
     cases = cases if isinstance(cases, Collection) else list(cases)
     spec = RunSpec(
         out=str(Path(out).absolute()),
@@ -182,6 +185,15 @@ def run_workflow(
     with _stop_on_signals():
         run = _Run(compiled, spec, progress or NoProgress())
         return run.go(cases, executor, shard)
+
+
+def _check_limits(timeout_s: float | None, memory_gb: float | None, retries: int) -> None:
+    """Refuse limits that no case could keep."""
+    for name, value in (("the time limit", timeout_s), ("the memory limit", memory_gb)):
+        if value is not None and not value > 0:
+            raise UsageError(f"{name} of a case is not positive", got=f"{value:g}")
+    if retries < 0:
+        raise UsageError("a case cannot be retried less than never", got=str(retries))
 
 
 class _Run:

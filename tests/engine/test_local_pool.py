@@ -99,3 +99,33 @@ def test_a_worker_that_ran_out_of_memory_is_replaced(tmp_path: Path, spec: RunSp
         record = json.loads((tmp_path / "out" / "cases" / name / "case.json").read_bytes())
         pids[name] = record["tables"]["t"]["pid"]
     assert pids["a"] == pids["b"] != pids["c"]
+
+
+def test_a_worker_that_never_gets_ready_is_given_up(
+    tmp_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a run without a time limit for cases."""
+    monkeypatch.setattr("medpipe.engine.pool.worker.START_TIMEOUT_S", 0.0)
+    (outcome,) = LocalExecutor(1).run(jobs(tmp_path, 1, []), replace(spec, timeout_s=None))
+    assert outcome.status == "timeout"
+    assert outcome.error is not None
+    assert "was not ready in time" in outcome.error["message"]
+    assert not _workers()
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(tmp_path: Path, spec: RunSpec) -> None:
+    (tmp_path / "signal_steps.py").write_text(
+        "import os, signal\n"
+        "class Endd:\n"
+        "    def __init__(self, keys): pass\n"
+        "    def __call__(self, data): os.kill(os.getpid(), signal.SIGRTMIN + 3)\n"
+    )
+    steps = (step("e", "x", "t", cls="signal_steps:Endd", makes="table"),)
+    workflow = CompiledWorkflow("w", "1", "", {"x": InputSpec("file")}, steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        spec = replace(spec, workflow=workflow.to_dict(), retries=0)
+        (outcome,) = LocalExecutor(1).run(jobs(tmp_path, 1, []), spec)
+    assert outcome.status == "died"
+    assert outcome.error is not None
+    assert outcome.error["signal"] == "signal 37"

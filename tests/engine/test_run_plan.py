@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine_toys import Recorderd, step
@@ -181,6 +182,13 @@ def test_exit_codes(cases: list[Case], tmp_path: Path) -> None:
     assert summary.to_dict()["exit_code"] == 4
     assert RunSummary(interrupted="SIGTERM").exit_code == 143
     assert run_workflow(boom, [], tmp_path / "out", executor=InProcess()).exit_code == 0
+
+
+@pytest.mark.parametrize("limit", [{"retries": -1}, {"timeout_s": -60.0}, {"memory_gb": -1.0}])
+def test_limits_that_are_none_are_refused(tmp_path: Path, limit: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        run_workflow(WORKFLOW, [], tmp_path / "out", executor=InProcess(), **limit)
+    assert not (tmp_path / "out").exists()
 
 
 def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:

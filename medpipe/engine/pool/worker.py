@@ -110,14 +110,15 @@ class Worker:
     def start(self) -> None:
         """Wait until the process is ready for its first job; raise `_Gone` if it never is."""
         self._send(self.spec.to_dict())
-        next(self._messages(time.monotonic() + START_TIMEOUT_S))
+        next(self._messages(time.monotonic() + START_TIMEOUT_S, _too_slow_to_start()))
 
     def run(self, job: Job, on_event: OnEvent) -> Outcome:
         """Run one case and return its outcome; raise `_Gone` when the process ends first."""
         self.step, self.peak_rss_bytes = None, 0
         self._send(job.to_dict())
         limit = self.spec.timeout_s
-        for message in self._messages(None if limit is None else time.monotonic() + limit):
+        deadline = None if limit is None else time.monotonic() + limit
+        for message in self._messages(deadline, _too_slow(limit)):
             if "outcome" in message:
                 break
             event: Event = message["event"]
@@ -143,7 +144,7 @@ class Worker:
         except BrokenPipeError:
             raise _Gone from None
 
-    def _messages(self, deadline: float | None) -> Iterator[dict[str, Any]]:
+    def _messages(self, deadline: float | None, late: MedpipeError) -> Iterator[dict[str, Any]]:
         """Yield what the process says; raise `_Gone` when it ends or passes a limit."""
         next_look = time.monotonic() + POLL_S
         while True:
@@ -154,7 +155,7 @@ class Worker:
                 raise _Gone from None
             now = time.monotonic()
             if deadline is not None and now >= deadline:
-                raise _Gone(_too_slow(self.spec), "timeout")
+                raise _Gone(late, "timeout")
             if now >= next_look:
                 self._look()
                 next_look = now + POLL_S
@@ -315,14 +316,21 @@ def _obituary(job: Job, seat: WorkerSeat, gone: _Gone, attempt: int) -> Outcome:
     record = (error.at(place) if place else error).to_dict()
     record |= {"step": step, "type": type(error).__name__, "frames": []}
     if gone.error is None and status < 0:
-        record["signal"] = signal.Signals(-status).name
+        record["signal"] = _signal_name(-status)
     return Outcome(job.case_id, gone.status, error=record, peak_rss_bytes=peak, attempts=attempt)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
 
 
 def _death(status: int, step: str | None, peak: int) -> WorkerDied:
     size = f" (largest size seen {peak / 1e9:.2f} GB)" if peak else ""
     if status < 0:
-        name = signal.Signals(-status).name
+        name = _signal_name(-status)
         hint = (
             "if memory ran out, run fewer --workers or set --memory-gb"
             if name == "SIGKILL"
@@ -339,11 +347,19 @@ def _death(status: int, step: str | None, peak: int) -> WorkerDied:
     )
 
 
-def _too_slow(spec: RunSpec) -> ResourceError:
+def _too_slow(timeout_s: float | None) -> ResourceError:
     return ResourceError(
         "the case took too long and its process was killed",
-        expected=f"at most {spec.timeout_s:g} s",
-        hint="raise --timeout, or look at this case alone",
+        expected=None if timeout_s is None else f"at most {timeout_s:g} s",
+        hint="raise --timeout-min, or look at this case alone",
+    )
+
+
+def _too_slow_to_start() -> ResourceError:
+    return ResourceError(
+        "its process was not ready in time and was killed",
+        expected=f"at most {START_TIMEOUT_S:g} s",
+        hint="the machine or its disk may be overloaded: run the same command again",
     )
 
 
