@@ -13,6 +13,8 @@ from medpipe.report.records import Case, Picture, as_dict, as_dicts, number, num
 
 __all__ = ["case_page"]
 
+_SIDE_BY_SIDE = 5  # groups of values that fit beside each other
+
 
 def case_page(case: Case, out: Path, source: str, *, interactive: bool = False) -> bytes:
     """Return the page of a case.
@@ -165,17 +167,55 @@ def _unit(text: str, unit: str) -> str | None:
 
 
 def _table(name: str, value: Any) -> dict[str, Any]:
-    """Lay a table value out: records as rows, a mapping of mappings as rows, else two columns."""
+    """Lay a table value out: records as rows, groups of values side by side, else two columns."""
     if isinstance(value, dict) and isinstance(value.get("rows"), list):
         value = value["rows"]
-    rows: list[dict[str, Any]] = []
     if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        rows = value
-    elif isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
-        rows = [{"": key, **row} for key, row in value.items()]
-    if rows:
-        columns = list(dict.fromkeys(str(k) for row in rows for k in row))[:40]
-        body = [[row.get(c) for c in columns] for row in rows[:500]]
-        return {"name": name, "columns": columns, "rows": body, "left_out": len(rows) - len(body)}
-    pairs = value.items() if isinstance(value, dict) else [("value", value)]
-    return {"name": name, "columns": [], "rows": [list(p) for p in pairs], "left_out": 0}
+        return _grid(name, value)
+    if not isinstance(value, dict):
+        value = {"value": value}
+    groups, single = _groups(value)
+    if not groups:
+        return {"name": name, "columns": [], "rows": _pairs(single), "left_out": 0}
+    if len(groups) > _SIDE_BY_SIDE:
+        out = _grid(name, [{"": key, **group} for key, group in groups.items()])
+    else:  # few groups of many values read better as columns
+        names = list(dict.fromkeys(key for group in groups.values() for key in group))
+        rows = [{"": key, **{g: v.get(key) for g, v in groups.items()}} for key in names]
+        out = _grid(name, rows)
+    return out | {"pairs": _pairs(single)}
+
+
+def _groups(value: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Part a mapping into groups of values (nested ones by their whole name) and single values."""
+    groups: dict[str, dict[str, Any]] = {}
+    single: dict[str, Any] = {}
+    for key, inner in value.items():
+        if not isinstance(inner, dict):
+            single[str(key)] = inner
+        elif inner and all(isinstance(v, dict) for v in inner.values()):
+            groups |= {f"{key} {k}": dict(v) for k, v in inner.items()}
+        elif inner:
+            groups[str(key)] = dict(inner)
+    return groups, single
+
+
+def _grid(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    columns = list(dict.fromkeys(str(k) for row in rows for k in row))[:40]
+    body = [[_flat(row.get(c)) for c in columns] for row in rows[:500]]
+    return {"name": name, "columns": columns, "rows": body, "left_out": len(rows) - len(body)}
+
+
+def _pairs(single: dict[str, Any]) -> list[list[Any]]:
+    return [[key, _flat(value)] for key, value in single.items()]
+
+
+def _flat(value: Any) -> Any:
+    """Return lists of numbers as text: ``1, 1, 5``, corners of a box as ``… to …``."""
+    if not isinstance(value, list) or not value:
+        return value
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        return ", ".join(f"{v:.4g}" for v in value)
+    if all(isinstance(v, list) for v in value):
+        return " to ".join(str(_flat(v)) for v in value)
+    return value
