@@ -82,6 +82,9 @@ class Threshold(ArrayStep):
         data = image.as_tensor()
         if data.is_complex():
             raise StepError("the image is complex", expected="real values")
+        if not data.is_floating_point():
+            # torch would bring a limit to the type of the data: -5 wraps to 251 in uint8
+            data = data.to(torch.float32 if data.element_size() < 4 else torch.float64)
         inside = ~torch.isnan(data)
         if self.lower is not None:
             inside &= data >= self.lower
@@ -147,7 +150,7 @@ class LargestComponent(ArrayStep):
         image = as_image(img)
         data = image.as_tensor()
         keep = [keep_largest(c > 0, self.connectivity, self.n) for c in data]
-        return rewrap(image, data * torch.stack(keep))
+        return rewrap(image, data.masked_fill(~torch.stack(keep), 0))
 
 
 class LargestComponentd(DictStep):

@@ -159,6 +159,20 @@ def test_threshold():
     assert Threshold(upper=0)(image(data, dtype=torch.float32)).flatten().tolist()[:2] == [1, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_threshold_of_integers_takes_limits_beyond_their_type(dtype):
+    data = image(np.array([[[0, 1, 200, 255]]]) - (dtype != torch.uint8), dtype=dtype)
+    assert Threshold(lower=-5)(data).flatten().tolist() == [1, 1, 1, 1]
+    assert Threshold(upper=70_000)(data).flatten().tolist() == [1, 1, 1, 1]
+    assert Threshold(lower=70_000)(data).flatten().tolist() == [0, 0, 0, 0]
+    assert Threshold(lower=0.5)(data).flatten().tolist()[2:] == [1, 1]
+
+
+def test_what_is_no_number_is_in_no_component():
+    data = image([[[np.nan, 1, 1, 0, np.inf, -2]]], dtype=torch.float32)
+    assert LargestComponent()(data).flatten().tolist() == [0, 1, 1, 0, 0, 0]
+
+
 def test_apply_mask():
     data = np.random.default_rng(0).normal(size=(4, 5, 6))
     mask = data > 0
