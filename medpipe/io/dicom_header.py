@@ -305,6 +305,8 @@ def read_frames(path: Path) -> list[Frame]:
                 return _enhanced(ds, frame)
             if frame.frames > 1:
                 raise BadHeader("it is a multi-frame object that does not place its frames")
+            if "MOSAIC" in frame.image_type:  # Siemens: the tags place the mosaic, not its tiles
+                raise BadHeader("it is a mosaic that shows all slices side by side as one image")
         except BadHeader as bad:
             return [replace(frame, problem=str(bad))]
     return [frame]

@@ -163,6 +163,19 @@ def rgb(folder: Path) -> None:
     write_series(folder, line(4), edit=edit)
 
 
+def mosaics(n: int) -> Callable[[Path], None]:
+    """Time points of an echo-planar series: each file holds its slices side by side."""
+
+    def build(folder: Path) -> None:
+        def edit(ds, k):
+            ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+            ds.InstanceNumber = k + 1
+
+        write_series(folder, line(n, step=(0, 0, 0)), modality="MR", edit=edit)
+
+    return build
+
+
 def bits_lie(folder: Path) -> None:
     def edit(ds, k):
         ds.BitsStored, ds.HighBit = 9, 8
@@ -327,6 +340,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no_rows": (edited(Rows=None), "cannot be used: Rows is missing"),
     "rgb": (rgb, "the slices are colour images"),
+    "siemens_mosaic": (mosaics(3), "it is a mosaic that shows all slices side by side"),
+    "one_siemens_mosaic": (mosaics(1), "it is a mosaic that shows all slices side by side"),
     "palette": (edited_all(PhotometricInterpretation="PALETTE COLOR"), "colour images"),
     "bits_stored_lie": (bits_lie, "need more than the 9 bits of BitsStored"),
     "bits_stored_beyond": (edited_all(BitsStored=17, HighBit=16), "larger than BitsAllocated"),
