@@ -19,6 +19,7 @@ from typing import Any
 import medpipe
 from medpipe.engine.protocol import Outcome, RunSpec
 from medpipe.engine.store import record_bytes
+from medpipe.errors import StoreError
 from medpipe.io.atomic import write_bytes_atomic
 from medpipe.io.case import CASE_ID
 
@@ -28,6 +29,7 @@ __all__ = [
     "environment",
     "failed_record",
     "files_of",
+    "make_case_folder",
     "read_case_record",
     "workflow_label",
     "write_case_record",
@@ -65,6 +67,24 @@ def case_folder(out: Path | str, case_id: str) -> Path:
     if not CASE_ID.match(case_id):
         raise ValueError("not a case id")
     return Path(out) / "cases" / case_id
+
+
+def make_case_folder(folder: Path) -> None:
+    """Make the folder of a case, unless it is there.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            "the folder of the case cannot be made",
+            got=f"{type(error).__name__}: {os.strerror(error.errno or 0)}",
+            hint="free disk space or check the folder's permissions, then run the same command",
+        ) from error
 
 
 def read_case_record(folder: Path) -> dict[str, Any] | None:

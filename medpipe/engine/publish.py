@@ -16,6 +16,7 @@ from medpipe.engine.provenance import (
     CASE_SCHEMA,
     environment,
     files_of,
+    make_case_folder,
     write_case_record,
 )
 from medpipe.engine.schedule import Action, Schedule, StepSchedule, WorkflowOutline
@@ -114,7 +115,7 @@ class CaseRecorder:
             If the folder cannot be written.
         """
         self.peak_rss_bytes = peak_rss_bytes()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_case_folder(self.folder)
         outputs, pictures, tables = self._publish()
         spec = self.runner.spec
         record = {
@@ -165,7 +166,7 @@ class CaseRecorder:
                     self.add_findings(value["findings"])
                 for name, entry in described["values"].items():
                     if entry["makes"] == "table" and entry["file"]:
-                        path = store.folder(todo.key) / entry["file"]
+                        path = store.file(todo.key, entry["file"])
                         tables[name] = json.loads(path.read_bytes())
                 kept = object_files(step)
                 for save in step.save:

@@ -86,9 +86,12 @@ class Store:
             If the object is absent or damaged.
         """
         try:
-            return json.loads((self.folder(key) / "object.json").read_bytes())
+            record = json.loads((self.folder(key) / "object.json").read_bytes())
         except (OSError, ValueError):
-            raise _damaged(key, "its description cannot be read") from None
+            record = None
+        if not isinstance(record, dict) or not {"files", "values"} <= record.keys():
+            raise _damaged(key, "its description cannot be read")
+        return record
 
     def file(self, key: str, name: str) -> Path:
         """Return the path of one file of an object after checking its content.
@@ -175,9 +178,12 @@ class Store:
         alone may wait for this, at the end of a run, because what is lost
         until then is computed again.
         """
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             for entry in os.scandir(self.root):
-                fsync_dir(Path(entry.path))
+                # What a file manager left there, or the folder of another user, is not ours.
+                with contextlib.suppress(OSError):
+                    fsync_dir(Path(entry.path))
+            fsync_dir(self.root)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -223,7 +229,7 @@ class Store:
         Raises
         ------
         StoreError
-            If the folder cannot be written.
+            If the object lost the file, or the folder cannot be written.
         """
         source = self.folder(key) / name
         tmp = target.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
@@ -234,6 +240,8 @@ class Store:
             try:
                 os.link(source, tmp)
             except FileNotFoundError:
+                if not source.exists():
+                    raise _damaged(key, "a file is gone") from None
                 raise
             except OSError:  # another file system, or one without hard links
                 shutil.copyfile(source, tmp)

@@ -104,6 +104,30 @@ def test_a_lost_record_is_made_again_without_computing(
     assert bench.files() == {"case.json", "t.json", "t.json.json"}
 
 
+def test_a_damaged_table_is_not_shown(bench: Bench) -> None:
+    steps = [table("a", "x", "t")]
+    bench.run(steps)
+    (path,) = (bench.root / "out" / "store").glob("*/*/t.json")
+    path.chmod(0o644)
+    path.write_text('{"value": 9.5}')
+    shutil.rmtree(bench.root / "out" / "cases")
+    outcome = bench.run(steps)
+    assert outcome.error is not None
+    assert "a stored result is damaged" in outcome.error["message"]
+    shutil.rmtree(path.parent)  # as the hint says
+    assert bench.run(steps).status == "done"
+    assert bench.record()["tables"] == {"t": {"value": 1.5}}
+
+
+def test_a_folder_that_cannot_be_made_is_named(bench: Bench) -> None:
+    (bench.root / "out" / "cases").mkdir(parents=True)
+    (bench.root / "out" / "cases" / "c1").write_text("a file in its place")
+    outcome = bench.run([table("a", "x", "t", "t.json")])
+    assert outcome.error is not None
+    assert "the folder of the case cannot be made" in outcome.error["message"]
+    assert str(bench.root) not in json.dumps(outcome.error)
+
+
 def test_stale_files_go_and_the_users_own_stay(bench: Bench) -> None:
     bench.run([table("a", "x", "t", "old.json")])
     folder = bench.root / "out" / "cases" / "c1"

@@ -88,6 +88,33 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         store.file(KEY, "a.bin")
 
 
+def test_a_description_that_is_not_ours_is_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store)
+    path = store.folder(KEY) / "object.json"
+    for content in ("{}", "[1]", "{"):
+        path.chmod(0o644)
+        path.write_text(content)
+        with pytest.raises(StoreError, match="damaged"):
+            store.file(KEY, "a.bin")
+
+
+def test_strangers_in_the_store_do_not_end_a_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.flush()  # nothing is there yet
+    put(store)
+    (tmp_path / "store" / ".DS_Store").write_bytes(b"")
+    store.flush()
+
+
+def test_a_file_that_is_gone_is_told_as_damage(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store)
+    (store.folder(KEY) / "a.bin").unlink()
+    with pytest.raises(StoreError, match="damaged: a file is gone"):
+        store.publish(KEY, "a.bin", tmp_path / "case.bin")
+
+
 def test_publish_links_replaces_and_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     put(store)
