@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -166,7 +166,10 @@ class Planner:
 
 
 def jobs_of(
-    planner: Planner, cases: Iterable[Case], wanted: Iterator[bool] | None = None
+    planner: Planner,
+    cases: Iterable[Case],
+    wanted: Iterator[bool] | None = None,
+    on_cached: Callable[[], None] = lambda: None,
 ) -> Iterator[Job]:
     """Yield the jobs of the cases that are not cached, one at a time.
 
@@ -176,12 +179,16 @@ def jobs_of(
     cases : iterable of Case
     wanted : iterator of bool, optional
         For each case whether it has to run, from an earlier look.
+    on_cached : callable, optional
+        Called for each wanted case that another run finished since that look.
     """
     for case in cases:
         if wanted is not None and not next(wanted):
             continue
         plan, known = planner.look(case)
-        if plan.status is not CaseStatus.CACHED:
+        if plan.status is CaseStatus.CACHED:
+            on_cached()
+        else:
             yield Job(case.case_id, dict(case.inputs), {n: d.to_dict() for n, d in known.items()})
 
 

@@ -184,7 +184,12 @@ def run_workflow(
     )
     with _stop_on_signals():
         run = _Run(compiled, spec, progress or NoProgress())
-        return run.go(cases, executor, shard)
+        try:
+            return run.go(cases, executor, shard)
+        except _Stopped as stop:  # before the first case, or after the last
+            run.summary.interrupted = stop.name
+            run.finish(executor, shard)
+            return run.summary
 
 
 def _check_limits(timeout_s: float | None, memory_gb: float | None, retries: int) -> None:
@@ -235,10 +240,14 @@ class _Run:
                 Store(self.out).flush()
                 self.summary.seconds = round(time.time() - self.started, 3)
                 self.events.write({"event": "run_finished", "seconds": self.summary.seconds})
-        Store(self.out).remove_leftovers()  # of workers that died
+        self.finish(executor, shard)
+        return self.summary
+
+    def finish(self, executor: Executor, shard: tuple[int, int] | None) -> None:
+        """Clear up after workers that died and write how the run ended."""
+        Store(self.out).remove_leftovers()
         status = "interrupted" if self.summary.interrupted else "finished"
         self._write_run(status, executor, shard)
-        return self.summary
 
     def _run_cases(
         self, cases: Collection[Case], executor: Executor, shard: tuple[int, int] | None
@@ -251,11 +260,16 @@ class _Run:
         self.summary.cached = wanted.count(0)
         self.events.write({"event": "planned", "cases": len(wanted), "cached": self.summary.cached})
         self.progress.start(len(wanted), self.summary.cached)
-        jobs = jobs_of(planner, self._of_shard(cases, shard), map(bool, wanted))
+        again = self._of_shard(cases, shard)
+        jobs = jobs_of(planner, again, map(bool, wanted), self._cached_meanwhile)
         outcomes = executor.run(jobs, self.spec, self._event)
         with contextlib.closing(outcomes):  # type: ignore[type-var]
             for outcome in outcomes:
                 self._outcome(outcome)
+
+    def _cached_meanwhile(self) -> None:
+        """Count a case that another run on the same folder finished first."""
+        self.summary.cached += 1
 
     @staticmethod
     def _of_shard(cases: Iterable[Case], shard: tuple[int, int] | None) -> Iterator[Case]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -191,6 +192,40 @@ def test_limits_that_are_none_are_refused(tmp_path: Path, limit: dict[str, Any])
     assert not (tmp_path / "out").exists()
 
 
+def test_cases_that_another_run_finishes_meanwhile_are_counted(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def other(taken: int) -> None:
+        if taken == 1:
+            run_workflow(WORKFLOW, cases[1:], out, executor=InProcess())
+
+    executor = InProcess(after=other)
+    summary = run_workflow(WORKFLOW, cases, out, executor=executor)
+    assert executor.taken == ["c00"]
+    assert (summary.total, summary.done, summary.cached, summary.failed) == (20, 1, 19, [])
+
+
+@pytest.mark.parametrize("moment", ["remove_leftovers", "flush"])
+def test_a_signal_outside_the_cases_is_an_interruption_too(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The second ctrl-C, sent with the first, changes nothing."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(f"medpipe.engine.run.Store.{moment}", interrupt)
+    summary = run_workflow(WORKFLOW, cases[:2], tmp_path / "out", executor=InProcess())
+    assert (summary.interrupted, summary.exit_code) == ("SIGINT", 130)
+    (record,) = (tmp_path / "out" / "runs").glob("*/run.json")
+    assert json.loads(record.read_bytes())["status"] == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each worker sees one GPU, of those that are visible."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -204,6 +239,10 @@ def test_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [s.gpu for s in LocalExecutor(gpus=[1, 0]).slots] == ["GPU-abc", "5"]
     with pytest.raises(UsageError, match="no such GPU"):
         LocalExecutor(gpus=[2])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a job without GPUs takes none from others
+    with pytest.raises(UsageError, match="no GPU is visible"):
+        LocalExecutor(gpus=[0])
+    assert [s.gpu for s in LocalExecutor(1, gpus=[]).slots] == [""]
 
 
 def test_the_environment_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,16 @@ def available_cores() -> int:
 
 def _gpu_name(index: int) -> str:
     """Return what CUDA_VISIBLE_DEVICES must hold for one of the visible devices."""
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if not visible:
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
         return str(index)
+    visible = [name for name in names.split(",") if name.strip()]
+    if not visible:  # as a scheduler sets it for a job without GPUs
+        raise UsageError(
+            "no GPU is visible",
+            got="an empty CUDA_VISIBLE_DEVICES",
+            hint="unset it, ask the scheduler for a GPU, or use --device cpu",
+        )
     if not 0 <= index < len(visible):
         raise UsageError("no such GPU", expected=f"an index below {len(visible)}", got=str(index))
     return visible[index]
