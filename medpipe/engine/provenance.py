@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import medpipe
+from medpipe.engine.limits import process_start
 from medpipe.engine.protocol import Outcome, RunSpec
 from medpipe.engine.store import record_bytes
 from medpipe.errors import StoreError
@@ -121,8 +122,17 @@ def write_case_record(folder: Path, record: dict[str, Any]) -> None:
         if Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     for name in os.listdir(folder):
-        if name.startswith(".tmp-"):  # of a process that died: one case, one process
+        if name.startswith(".tmp-") and _is_leftover(name):
             (folder / name).unlink(missing_ok=True)
+
+
+def _is_leftover(name: str) -> bool:
+    """Tell whether ``.tmp-<pid>-…`` belongs to no living process.
+
+    Another run on the same output folder may be writing the same case.
+    """
+    pid = name.split("-")[1]
+    return not pid.isdigit() or process_start(int(pid)) is None
 
 
 def failed_record(spec: RunSpec, workflow: Mapping[str, str], outcome: Outcome) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -132,9 +134,23 @@ def test_stale_files_go_and_the_users_own_stay(bench: Bench) -> None:
     bench.run([table("a", "x", "t", "old.json")])
     folder = bench.root / "out" / "cases" / "c1"
     (folder / "notes.txt").write_text("mine")
-    (folder / ".tmp-1-abc-case.json").write_text("half")
+    (folder / ".tmp-99999999-abc-case.json").write_text("half")
     bench.run([table("a", "x", "t", "new.json")])
     assert bench.files() == {"case.json", "new.json", "new.json.json", "notes.txt"}
+
+
+def test_only_the_leftovers_of_dead_processes_go(bench: Bench) -> None:
+    """Two runs may write the same case at the same time."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder = bench.root / "out" / "cases" / "c1"
+    folder.mkdir(parents=True)
+    for pid in (os.getpid(), dead.pid):
+        (folder / f".tmp-{pid}-0123abcd-t.json").write_text("half")
+    bench.run([table("a", "x", "t", "t.json")])
+    assert {n for n in bench.files() if n.startswith(".")} == {
+        f".tmp-{os.getpid()}-0123abcd-t.json"
+    }
 
 
 def test_changed_input_is_computed_anew(bench: Bench) -> None:
