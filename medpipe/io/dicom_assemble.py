@@ -24,7 +24,14 @@ from medpipe.io.dicom_options import (
     removes_tilt,
     single_step,
 )
-from medpipe.io.dicom_pixels import AIR_HU, check_form, check_hounsfield, output_dtype, read_planes
+from medpipe.io.dicom_pixels import (
+    AIR_HU,
+    check_form,
+    check_hounsfield,
+    output_dtype,
+    padding_note,
+    read_planes,
+)
 from medpipe.io.dicom_repeats import resolve_repeats
 from medpipe.io.dicom_resample import Grid, fill_missing, patient_grid, resample_stack, slice_grid
 from medpipe.types import Affine, Finding, Severity, Volume
@@ -134,8 +141,7 @@ def assemble(series: Series, options: Options, progress: Progress | None) -> Vol
     source = source_facts(series, used, stack)
     source["repairs"] = _repair_names(findings)
     if padded:
-        text = f"{padded} padding pixels set to {AIR_HU} HU"
-        findings.append(Finding("dicom.padding", Severity.INFO, text))
+        findings.append(padding_note(padded, used))
     if frames[0].photometric == "MONOCHROME1" and series.modality != "CT":
         findings.append(Finding("dicom.monochrome1", Severity.INFO, "MONOCHROME1 inverted"))
         source["repairs"].append({"check": "dicom.monochrome1", "value": "inverted"})

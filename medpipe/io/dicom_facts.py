@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,23 @@ def source_facts(series: Series, frames: list[Frame], stack: Stack) -> dict[str,
     }
 
 
+def _mixed(frames: list[Frame], stack: Stack) -> list[Finding]:
+    """Look for slices of several acquisitions at positions between each other's.
+
+    A tag that takes one value after the other along the stack is how a table
+    moves; one that returns to an earlier value is how two stacks are mixed.
+    """
+    if len(frames) != len(stack.along_mm):
+        return []  # time points: they have their own order
+    for keyword in ("EchoTime", "AcquisitionNumber"):
+        values = [f.order.get(keyword) for f in frames]
+        runs = 1 + sum(a != b for a, b in pairwise(values))
+        if None not in values and runs > len(set(values)):
+            text = f"{keyword} changes to and fro along the stack: are these several stacks?"
+            return [Finding("dicom.mixed_stacks", Severity.WARNING, text)]
+    return []
+
+
 def completeness(series: Series, frames: list[Frame], stack: Stack) -> list[Finding]:
     """Compare what is there with what the headers announce."""
     out = []
@@ -79,6 +97,10 @@ def completeness(series: Series, frames: list[Frame], stack: Stack) -> list[Find
     if names.most_common(1)[0][1] > 1:
         text = "different slices carry the same SOPInstanceUID"
         out.append(Finding("dicom.instance_uid", Severity.WARNING, text))
+    out += _mixed(frames, stack)
+    if series.modality == "MR" and any(f.slope not in (None, 1.0) for f in frames):
+        text = "RescaleSlope is not 1: values of other series may be on another scale"
+        out.append(Finding("dicom.mr_scale", Severity.INFO, text))
     if series.modality == "CT" and len({(f.slope, f.intercept) for f in frames}) > 1:
         text = "RescaleSlope or RescaleIntercept differs between the slices; each got its own"
         out.append(Finding("dicom.rescale_varies", Severity.WARNING, text))

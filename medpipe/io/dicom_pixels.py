@@ -24,9 +24,17 @@ from medpipe.io.dicom_header import Frame
 from medpipe.io.dicom_tags import DEFLATED, HEADER_CAP, BadHeader, open_dataset, quiet_pydicom
 from medpipe.types import Finding, Severity
 
-__all__ = ["SYNTAXES", "check_form", "check_hounsfield", "output_dtype", "read_planes"]
+__all__ = [
+    "SYNTAXES",
+    "check_form",
+    "check_hounsfield",
+    "output_dtype",
+    "padding_note",
+    "read_planes",
+]
 
 AIR_HU = -1024
+_TISSUE_HU = (-500, 3071)
 SLACK = 4 << 20
 """Bytes that a file's tags may take besides its pixels when it is inflated."""
 
@@ -338,6 +346,25 @@ def read_planes(
         if progress is not None:
             progress(done, len(by_file))
     return padded
+
+
+def padding_note(count: int, frames: Sequence[Frame]) -> Finding:
+    """Report the padding of a CT; warn where its value is one that tissue has, too.
+
+    Parameters
+    ----------
+    count : int
+        Pixels that were set to -1024 HU.
+    frames : sequence of Frame
+        The planes of the volume.
+    """
+    text = f"{count} padding pixels set to {AIR_HU} HU"
+    hu = {v * _rescale(f)[0] + _rescale(f)[1] for f in frames for v in f.padding or ()}
+    tissue = sorted(v for v in hu if _TISSUE_HU[0] <= v <= _TISSUE_HU[1])
+    if not tissue:
+        return Finding("dicom.padding", Severity.INFO, text)
+    text += f", but PixelPaddingValue stands for {tissue[0]:g} HU, which tissue has, too"
+    return Finding("dicom.padding", Severity.WARNING, text)
 
 
 def check_hounsfield(data: NDArray[Any]) -> list[Finding]:

@@ -524,6 +524,19 @@ class TestValues:
         assert truth_error(volume, ramp)[:, 3:].max() <= ROUNDING
         assert any(f.message == "144 padding pixels set to -1024 HU" for f in volume.findings)
 
+    @pytest.mark.parametrize(("value", "severity"), [(40, "WARNING"), (-1500, "INFO")])
+    def test_padding_with_a_value_of_tissue_is_a_warning(self, tmp_path, value, severity):
+        def pad(ds, k):
+            pixels = np.frombuffer(ds.PixelData, "<i2").reshape(14, 12).copy()
+            pixels[:3] = value
+            ds.PixelData = pixels.tobytes()
+            ds.add_new("PixelPaddingValue", "SS", value)
+
+        write_series(tmp_path, line(4), dtype="int16", rescale=lambda k: (1, 0), edit=pad)
+        volume = read_dicom_series(tmp_path)
+        found = [f.severity.name for f in volume.findings if f.check == "dicom.padding"]
+        assert found == [severity]
+
     def test_a_padding_range(self, tmp_path):
         def pad(ds, k):
             pixels = np.frombuffer(ds.PixelData, "<i2").reshape(14, 12).copy()
@@ -629,3 +642,37 @@ def test_scanner_acquisition_tags_do_not_split_a_volume(tmp_path):
 def test_plane_points_is_the_standards_formula():
     got = plane_points((1, 2, 3), (0, 1, 0, 0, 0, -1), (4, 5), 2, 2)
     np.testing.assert_allclose(got[1, 1], (-1, -(2 + 5), 3 - 4))
+
+
+@pytest.mark.parametrize("keyword", ["AcquisitionNumber", "EchoTime"])
+def test_two_stacks_between_each_other_are_not_one_in_silence(tmp_path, keyword):
+    def write(folder, starts):
+        for rank, start in enumerate(starts):
+
+            def tag(ds, k, rank=rank):
+                setattr(ds, keyword, rank + 1)
+
+            write_series(
+                folder,
+                line(4, start=(-9, -4, start)),
+                name=lambda k, rank=rank: f"{rank}{k}.dcm",
+                edit=tag,
+                series="1.2.3.4",
+                study="1.2.3",
+            )
+
+    write(tmp_path / "mixed", (2.0, 3.5))
+    write(tmp_path / "table", (2.0, 14.0))  # one after the other, as a table moves
+    found = {
+        name: [f.check for f in read_dicom_series(tmp_path / name).findings]
+        for name in ("mixed", "table")
+    }
+    assert "dicom.mixed_stacks" in found["mixed"]
+    assert "dicom.mixed_stacks" not in found["table"]
+
+
+@pytest.mark.parametrize(("slope", "noted"), [(1.25, True), (1.0, False)])
+def test_a_scale_of_its_own_is_noted_for_mr(tmp_path, slope, noted):
+    write_series(tmp_path, line(4), modality="MR", rescale=lambda k: (slope, -1000.0))
+    found = [f.check for f in read_dicom_series(tmp_path).findings]
+    assert ("dicom.mr_scale" in found) == noted
