@@ -156,7 +156,13 @@ class _Attempt:
             self._require_unchanged_inputs()
             reads = self.recorder.reads_of(step)
             values = save_values(
-                runner.store, todo.key, step, self.data, reads=reads, findings=carried
+                runner.store,
+                todo.key,
+                step,
+                self.data,
+                reads=reads,
+                findings=carried,
+                missing=todo.missing,
             )
             self._load(todo, values)
         seconds = round(time.perf_counter() - started, 6)

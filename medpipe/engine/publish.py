@@ -45,7 +45,7 @@ def is_current(
     wanted = {
         todo.key
         for s, todo in zip(steps, schedule.steps, strict=True)
-        if s.save and not todo.absent
+        if not todo.absent and any(save.key not in todo.missing for save in s.save)
     }
     wanted |= {todo.qc_key for todo in schedule.steps if todo.qc_key and not todo.absent}
     shown = {o["object"] for o in record["outputs"]} | {q["object"] for q in record["qc"]}
@@ -169,7 +169,7 @@ class CaseRecorder:
                         path = store.file(todo.key, entry["file"])
                         tables[name] = json.loads(path.read_bytes())
                 kept = object_files(step)
-                for save in step.save:
+                for save in [s for s in step.save if s.key not in todo.missing]:
                     store.publish(todo.key, save.file, self.folder / save.file)
                     self._sources[save.file] = described["values"][save.key]["source"]
                     outputs.append(

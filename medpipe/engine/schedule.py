@@ -45,6 +45,8 @@ class StepSchedule:
         Whether the picture must be drawn.
     absent : bool
         Whether the step has no input in this case.
+    missing : frozenset of str
+        Keys that the step would write, had the case all of its optional inputs.
     live : frozenset of str
         Keys that something later needs; all others may leave the memory.
     """
@@ -55,6 +57,7 @@ class StepSchedule:
     qc_key: str | None = None
     draw: bool = False
     absent: bool = False
+    missing: frozenset[str] = frozenset()
     live: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -133,21 +136,21 @@ class WorkflowOutline:
                 result.append(qc_key(step, key, overlay, self.qc_version))
         return result
 
-    def _absent(self, digests: Mapping[str, str | None]) -> list[bool]:
-        """Tell which steps have none of their inputs."""
+    def _mark_absent(self, plan: list[StepSchedule], digests: Mapping[str, str | None]) -> None:
+        """Note which steps have none of their inputs, and which keys the others do not write."""
         present = {name for name, digest in digests.items() if digest is not None}
-        absent = []
-        for step in self.workflow.steps:
-            gone = not any(name in present for name in step.inputs)
-            absent.append(gone)
+        for step, todo in zip(self.workflow.steps, plan, strict=True):
+            todo.absent = not any(name in present for name in step.inputs)
             for source, target in zip(step.inputs, step.outputs, strict=True):
                 if source not in present:
                     present.discard(target)
                 else:
                     present.add(target)
-            if not gone:
+            if not todo.absent:
                 present |= set(step.writes.values())
-        return absent
+            todo.missing = frozenset(step.keys_written()) - present
+            if step.qc is not None and step.qc.key not in present:
+                todo.qc_key = None
 
     def schedule(
         self,
@@ -169,20 +172,19 @@ class WorkflowOutline:
         workflow = self.workflow
         keys = step_keys(workflow, digests, seeds)
         pictures = self._qc_keys(keys, digests)
-        absent = self._absent(digests)
         plan = [StepSchedule(key, qc_key=qc) for key, qc in zip(keys, pictures, strict=True)]
+        self._mark_absent(plan, digests)
         needed: set[str] = set()
         for i in range(len(plan) - 1, -1, -1):
             step, todo = workflow.steps[i], plan[i]
             todo.live = frozenset(needed)
-            todo.absent = absent[i]
             if todo.absent:
                 needed -= set(step.outputs)
                 continue
             if step.qc is not None and todo.qc_key is not None and not has(todo.qc_key):
                 todo.draw = True
                 needed |= {step.qc.key} | ({step.qc.overlay} if step.qc.overlay else set())
-            wanted = needed & set(step.keys_written())
+            wanted = (needed & set(step.keys_written())) - todo.missing
             exists = self.keeps[i] and has(todo.key)
             loadable = self.loadable(step) if exists else frozenset()
             if (self.keeps[i] and not exists) or wanted - loadable:
@@ -190,7 +192,7 @@ class WorkflowOutline:
                 needed = (needed - set(step.keys_written())) | set(step.keys_read())
             elif exists:
                 todo.action = Action.REUSE
-                needed -= wanted
+                needed -= wanted | todo.missing
             # Also after running again: the values that travel on are the stored ones.
             todo.load = tuple(sorted(wanted & loadable))
         return Schedule(plan)

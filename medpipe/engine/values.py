@@ -7,7 +7,7 @@ that a case resumed from the store computes on the very same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ def save_values(
     *,
     reads: Mapping[str, Json],
     findings: Iterable[Mapping[str, Any]] = (),
+    missing: Collection[str] = (),
 ) -> dict[str, Any]:
     """Make the object of a step and return its values as re-read.
 
@@ -70,6 +71,8 @@ def save_values(
         Key that the step read → content key of its value.
     findings : list of dict
         What the inputs of the step carried; recorded with tables, which carry none.
+    missing : collection of str
+        Keys that the step does not write, because this case lacks an optional input.
 
     Raises
     ------
@@ -78,7 +81,7 @@ def save_values(
     StepError
         If a value is not of the kind that the step promised.
     """
-    kept = object_files(step)
+    kept = {k: file for k, file in object_files(step).items() if k not in missing}
     reread: dict[str, Any] = {}
 
     def write(folder: Path) -> None:

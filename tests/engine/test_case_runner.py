@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,21 @@ def test_failures(bench: Bench, what: str, kind: str, name: str, text: str) -> N
         assert error["type"] == name
     # What came before is kept and shown.
     assert bench.record()["outputs"][0]["file"] == "t.json"
+
+
+def test_the_part_of_a_step_whose_optional_input_is_absent_is_left_out(
+    bench: Bench, recorder: type[Recorderd]
+) -> None:
+    saves = (SaveSpec("t", "t.json"), SaveSpec("n", "n.json"))
+    both = replace(table("a", "x", "t"), inputs=("x", "m"), outputs=("t", "n"), save=saves)
+    after = replace(table("b", "t", "u"), inputs=("t", "n"), outputs=("u", "o"))
+    for params in ({"add": 0.0}, {"add": 1.0}):  # the second time `a` is read from the store
+        outcome = bench.run([both, replace(after, params=params)])
+        assert (outcome.status, outcome.error) == ("done", None)
+    assert bench.run([both, replace(after, params=params)]).computed == 0
+    assert recorder.calls == ["t", "u", "u"]
+    assert bench.record()["tables"] == {"t": {"value": 1.5}, "u": {"value": 2.5}}
+    assert bench.files() == {"case.json", "t.json", "t.json.json"}
 
 
 def test_missing_input_and_missing_read(bench: Bench) -> None:

@@ -138,6 +138,17 @@ def test_steps_of_an_absent_input_are_left_out() -> None:
     assert [s.action for s in schedule.steps] == [Action.RUN, Action.SKIP, Action.SKIP]
 
 
+def test_nothing_is_drawn_of_a_key_that_is_absent() -> None:
+    both = CompiledStep(
+        "s", "u", "m:C", "1", ("x", "m"), ("x", "m"), save=(SaveSpec("m", "m.nii"),), qc=QcSpec("m")
+    )
+    inputs = {"x": InputSpec(), "m": InputSpec(optional=True)}
+    outline = WorkflowOutline(CompiledWorkflow("w", "1", "", inputs, (both,)), "1")
+    for digest, missing in (("d", set()), (None, {"m"})):
+        (todo,) = outline.schedule({**DIGESTS, "m": digest}, {}, lambda _: False).steps
+        assert (todo.absent, todo.missing, todo.draw) == (False, missing, not missing)
+
+
 def test_seeds_belong_to_case_and_step() -> None:
     step = CompiledStep("s", "u", "m:C", "1", ("x",), ("y",), random=True)
     workflow = make([step])
