@@ -143,9 +143,26 @@ def mask_of(img: MetaTensor, mask: Any, role: str = "mask") -> torch.Tensor:
     return inside
 
 
-def fill_value(data: torch.Tensor, fill: float | None) -> float:
-    """Return `fill`, or for None the smallest finite value of `data` (0 for complex data)."""
+def fill_value(data: torch.Tensor, fill: float | None, mode: str = "nearest") -> float:
+    """Return `fill`, or for None the smallest finite value of `data` (0 for complex data).
+
+    Raises
+    ------
+    StepError
+        If `data` are integers that stay integers in `mode` and cannot hold `fill`.
+    """
     if fill is not None:
+        if mode == "nearest" and not (data.is_floating_point() or data.is_complex()):
+            low, high = 0, 1
+            if data.dtype != torch.bool:
+                low, high = torch.iinfo(data.dtype).min, torch.iinfo(data.dtype).max
+            if not low <= fill <= high or fill % 1:
+                raise StepError(
+                    "the image cannot hold the value outside it",
+                    expected=f"a whole number in {low}..{high}",
+                    got=f"{fill:g}",
+                    hint="give masks a step of their own, with 0 there",
+                )
         return float(fill)
     if data.is_complex():
         return 0.0

@@ -253,7 +253,7 @@ class Register(ArrayStep):
         placed: Affine = np.asarray(np.linalg.solve(matrix, affine_of(moving)), np.float64)
         grid = affine_of(target)
         shape = tuple(target.shape[1:])
-        fill = fill_value(data, self.fill)
+        fill = fill_value(data, self.fill, self.mode)
         out = rewrap(moving, sample_grid(data, placed, grid, shape, self.mode, fill, True), grid)
         facts: dict[str, Json] = {
             "transform": self.transform,

@@ -230,7 +230,7 @@ class Resample(ArrayStep):
             shape = tuple(image.shape[1:])
             target, size = rectilinear_grid(affine, shape, self.spacing_mm, self.deshear)
         data = image.as_tensor()
-        fill = fill_value(data, self.fill)
+        fill = fill_value(data, self.fill, self.mode)
         moved = sample_grid(data, affine, target, size, self.mode, fill, self.anti_alias)
         return rewrap(image, moved, target)
 

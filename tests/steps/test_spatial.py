@@ -342,3 +342,12 @@ def test_missing_keys():
         assert set(out) == {"x"}
         with pytest.raises(KeyError):
             step(["x", "y"])({"x": x})
+
+
+@pytest.mark.parametrize("fill", [-1024.0, 0.5])
+def test_a_mask_refuses_a_fill_that_it_cannot_hold(fill):
+    mask = MetaTensor(torch.ones((1, 4, 5, 6), dtype=torch.uint8))
+    for step in (CropOrPad(8, fill=fill), Resample(0.5, mode="nearest", fill=fill)):
+        with pytest.raises(StepError, match=r"cannot hold the value outside it.*0\.\.255"):
+            step(mask)
+    assert Resample(0.5, fill=fill)(mask).dtype == torch.float32  # interpolated, so no integer
