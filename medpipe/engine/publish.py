@@ -160,6 +160,7 @@ class CaseRecorder:
         steps = self.runner.workflow.steps[: len(self.done)]
         plan = self.schedule.steps if self.schedule else []
         for step, todo, done in zip(steps, plan, self.done, strict=False):
+            was_stored = todo.action is Action.REUSE
             if done["object"]:
                 described = store.record(todo.key)
                 for value in described["values"].values():
@@ -170,7 +171,7 @@ class CaseRecorder:
                         tables[name] = json.loads(path.read_bytes())
                 kept = object_files(step)
                 for save in [s for s in step.save if s.key not in todo.missing]:
-                    store.publish(todo.key, save.file, self.folder / save.file)
+                    store.publish(todo.key, save.file, self.folder / save.file, check=was_stored)
                     self._sources[save.file] = described["values"][save.key]["source"]
                     outputs.append(
                         {

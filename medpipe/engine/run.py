@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import signal
 import threading
@@ -32,6 +33,9 @@ from medpipe.io.digests import DigestCache, InputDigest
 from medpipe.workflow.compiled import CompiledWorkflow
 
 __all__ = ["Failure", "RunSummary", "run_workflow"]
+
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +171,11 @@ def run_workflow(
     StoreError
         If the output folder cannot be written at all.
     UsageError
-        If a limit is none.
+        If a limit is none, or the name of the device is unknown.
     """
     _check_limits(timeout_s, memory_gb, retries)
+    if not _DEVICE.fullmatch(device):
+        raise UsageError("unknown device", expected="auto, cpu, cuda or cuda:N", got=device)
     cases = cases if isinstance(cases, Collection) else list(cases)
     spec = RunSpec(
         out=str(Path(out).absolute()),

@@ -223,13 +223,16 @@ class Store:
         except OSError:
             return False
 
-    def publish(self, key: str, name: str, target: Path) -> None:
+    def publish(self, key: str, name: str, target: Path, *, check: bool = False) -> None:
         """Put a file of an object at `target`, as a hard link where possible.
+
+        With `check`, for an object of an earlier run, its content is compared
+        first with what was written.
 
         Raises
         ------
         StoreError
-            If the object lost the file, or the folder cannot be written.
+            If the object is damaged, or the folder cannot be written.
         """
         source = self.folder(key) / name
         tmp = target.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}-{target.name}")
@@ -237,6 +240,8 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samefile(source, target):
                     return
+            if check:
+                self.file(key, name)
             try:
                 os.link(source, tmp)
             except FileNotFoundError:

@@ -107,10 +107,11 @@ def test_a_lost_record_is_made_again_without_computing(
     assert bench.files() == {"case.json", "t.json", "t.json.json"}
 
 
-def test_a_damaged_table_is_not_shown(bench: Bench) -> None:
-    steps = [table("a", "x", "t")]
+@pytest.mark.parametrize(("saved", "file"), [("", "t.json"), ("t.csv", "t.csv")])
+def test_a_damaged_result_is_not_shown(bench: Bench, saved: str, file: str) -> None:
+    steps = [table("a", "x", "t", saved)]
     bench.run(steps)
-    (path,) = (bench.root / "out" / "store").glob("*/*/t.json")
+    (path,) = (bench.root / "out" / "store").glob(f"*/*/{file}")
     path.chmod(0o644)
     path.write_text('{"value": 9.5}')
     shutil.rmtree(bench.root / "out" / "cases")

@@ -185,8 +185,10 @@ def test_exit_codes(cases: list[Case], tmp_path: Path) -> None:
     assert run_workflow(boom, [], tmp_path / "out", executor=InProcess()).exit_code == 0
 
 
-@pytest.mark.parametrize("limit", [{"retries": -1}, {"timeout_s": -60.0}, {"memory_gb": -1.0}])
-def test_limits_that_are_none_are_refused(tmp_path: Path, limit: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "limit", [{"retries": -1}, {"timeout_s": -60.0}, {"memory_gb": -1.0}, {"device": "gpu"}]
+)
+def test_options_that_cannot_be_meant_are_refused(tmp_path: Path, limit: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         run_workflow(WORKFLOW, [], tmp_path / "out", executor=InProcess(), **limit)
     assert not (tmp_path / "out").exists()
