@@ -153,13 +153,13 @@ def fill_value(data: torch.Tensor, fill: float | None, mode: str = "nearest") ->
     """
     if fill is not None:
         if mode == "nearest" and not (data.is_floating_point() or data.is_complex()):
-            low, high = 0, 1
+            least, most = 0, 1
             if data.dtype != torch.bool:
-                low, high = torch.iinfo(data.dtype).min, torch.iinfo(data.dtype).max
-            if not low <= fill <= high or fill % 1:
+                least, most = torch.iinfo(data.dtype).min, torch.iinfo(data.dtype).max
+            if not least <= fill <= most or fill % 1:
                 raise StepError(
                     "the image cannot hold the value outside it",
-                    expected=f"a whole number in {low}..{high}",
+                    expected=f"a whole number in {least}..{most}",
                     got=f"{fill:g}",
                     hint="give masks a step of their own, with 0 there",
                 )
