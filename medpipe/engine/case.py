@@ -182,6 +182,7 @@ class _Attempt:
     def _draw(self, step: CompiledStep, todo: StepSchedule) -> None:
         from medpipe.engine.pictures import draw_picture
 
+        self._require_unchanged_inputs()
         draw_picture(self.runner.store, step, str(todo.qc_key), self.data)
 
     def _require_unchanged_inputs(self) -> None:

@@ -324,6 +324,26 @@ def test_pictures(image: Bench) -> None:
     assert png.read_bytes() == content
 
 
+def test_no_picture_of_an_input_that_changed_meanwhile(
+    image: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key says that it shows what was there before."""
+    (image.root / "x.txt").rename(image.root / "x.nii")
+    (image.root / "x.txt").symlink_to(image.root / "x.nii")
+    call = Recorderd.__call__
+
+    def touch(self: Recorderd, data: dict[str, Any]) -> dict[str, Any]:
+        os.utime(image.root / "x.nii", (1, 1))
+        return call(self, data)
+
+    monkeypatch.setattr(Recorderd, "__call__", touch)
+    steps = [step("load", "x", "ct", LOAD), step("one", "ct", "a", qc=QcSpec("a"))]
+    outcome = image.run(steps)
+    assert outcome.error is not None
+    assert "changed while the case was computed" in outcome.error["message"]
+    assert not list((image.root / "out").rglob("object.json"))
+
+
 def test_seconds_are_those_of_the_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Recorderd.__call__
 
