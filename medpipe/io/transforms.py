@@ -165,10 +165,18 @@ class LoadVolume(Transform):
         For NIfTI files that state none: ``"qform"``, ``"sform"`` or axis codes
         such as ``"RAS"``.
     select : dict, optional
-        Rules that choose one DICOM series of several.
-    missing_slices, variable_step, gantry_tilt, time_points : str
-        What to do with an incomplete, unevenly spaced, tilted or repeated DICOM
-        series; see `medpipe.io.dicom_series.read_dicom_series`.
+        Rules that choose one DICOM series of several, such as
+        ``{modality = "CT", orientation = "axial", most_slices = true}``.
+    missing_slices : str
+        What to do with a DICOM series that lacks slices within.
+    variable_step : str
+        What to do where the distance between slices varies.
+    gantry_tilt : str
+        What to do with slices that lean against their normal; kept, the affine
+        holds the shear.
+    time_points : str
+        What to do with several slices at each position; stacked, they make a
+        4-D image.
     resample_spacing_mm : float or list of three floats, optional
         Voxel size that a repair resamples a DICOM series to.
     resample_grid : str
