@@ -66,6 +66,12 @@ def bids(
     if level == "group":
         from medpipe.report.build import build_report
 
+        if not run_folder.is_dir():
+            raise UsageError(
+                "no participant was run into this derivative",
+                got=str(out_dir),
+                hint="run the level participant first",
+            )
         print(build_report(run_folder))
         return 0
     from medpipe.cli.output import console

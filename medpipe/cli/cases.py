@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from medpipe.errors import UsageError
@@ -9,9 +10,10 @@ from medpipe.io.case import Case
 from medpipe.io.detect import holds_dicom
 from medpipe.workflow.compiled import CompiledWorkflow
 
-__all__ = ["find_cases"]
+__all__ = ["find_cases", "require_apart"]
 
-_MANIFESTS = {".csv", ".tsv", ".parquet"}
+# Spreadsheets and tables of other kinds are read as manifests, to be told what to save them as.
+_MANIFESTS = {".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".ods"}
 _NIFTI = (".nii", ".nii.gz")
 
 
@@ -54,6 +56,22 @@ def find_cases(
             for number, path in enumerate(images, start=1)
         ]
     return [Case(case_id or "case0001", {name: str(source.resolve())})]
+
+
+def require_apart(out: Path, source: Path, cases: Iterable[Case]) -> None:
+    """Raise UsageError if `out` lies in a folder that is read as input.
+
+    Results would change the input while it is read, and be taken for images in
+    the next run.
+    """
+    here = {str(folder) for folder in (out.resolve(), *out.resolve().parents)}
+    read = (path for case in cases for path in case.inputs.values())
+    if (source.is_dir() and str(source.resolve()) in here) or not here.isdisjoint(read):
+        raise UsageError(
+            "the output folder lies within a folder of input images",
+            got=str(out),
+            hint="name a folder beside the images",
+        )
 
 
 def _single_input(workflow: CompiledWorkflow) -> str:

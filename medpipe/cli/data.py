@@ -119,6 +119,8 @@ def head_ct(
 
     lesion = Lesion("ich", lesion_ml) if lesion_ml > 0 else None
     if target.name.endswith((".nii", ".nii.gz")):
+        from dataclasses import replace
+
         from medpipe.io.nifti import write_nifti
         from medpipe.phantoms.head_ct import head_ct as simulate
 
@@ -128,7 +130,8 @@ def head_ct(
             spacing_mm=(230 / matrix, 230 / matrix, 180 / slices),
             lesion=lesion,
         )
-        write_nifti(target, phantom.volume, dtype="int16")
+        whole_hu = replace(phantom.volume, data=phantom.volume.data.round())
+        write_nifti(target, whole_hu, dtype="int16")
     else:
         import numpy as np
 

@@ -117,8 +117,10 @@ def _gpu() -> list[_Check]:
 
 
 def _folder(out: Path) -> list[_Check]:
+    from medpipe.cli.report import require_run_folder
     from medpipe.engine.store import Store
 
+    require_run_folder(out)
     usage = shutil.disk_usage(out)
     checks = [
         _Check(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from medpipe.cli.output import console, print_json, print_table
+from medpipe.errors import UsageError
 
 __all__ = ["app"]
 
@@ -35,7 +36,7 @@ def scan(
     min_slices: int | None = None,
     max_thickness_mm: float | None = None,
     orientation: Literal["axial", "coronal", "sagittal"] | None = None,
-    contrast: bool | None = None,
+    contrast: Annotated[bool | None, Parameter(negative="--no-contrast")] = None,
     most_slices: bool = False,
     pseudonym_key: Path | None = None,
     json: bool = False,
@@ -69,7 +70,7 @@ def scan(
     orientation : {"axial", "coronal", "sagittal"}, optional
         Take series of this orientation alone.
     contrast : bool, optional
-        Take series with contrast agent, or (--no-contrast) without.
+        Take series with contrast agent alone, or those without.
     most_slices : bool
         Of each study take the series with the most slices.
     pseudonym_key : Path, optional
@@ -127,7 +128,7 @@ def scan(
 
 @app.command
 def series(folder: Path, /, *, json: bool = False) -> int:
-    """List the DICOM series below a folder: geometry, kernel, and whether they make a volume.
+    """List the DICOM series below a folder: geometry, tilt, kernel, and what is wrong with them.
 
     Parameters
     ----------
@@ -144,6 +145,8 @@ def series(folder: Path, /, *, json: bool = False) -> int:
     if json:
         print_json([one.to_dict() for one in found])
         return 0
+    if not found:
+        raise UsageError("the folder holds no DICOM series", got=str(folder))
     console().print(series_table(found))
     for one in found:
         for problem in one.problems:

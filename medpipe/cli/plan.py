@@ -49,15 +49,15 @@ def plan(
     workflow_path : list of Path, optional
         Folders searched for the workflow before all others; may be repeated.
     """
-    from medpipe.cli.cases import find_cases
+    from medpipe.cli.cases import find_cases, require_apart
     from medpipe.cli.run import parse_shard
     from medpipe.engine.plan import CaseStatus, plan_run
     from medpipe.workflow.plan import compile_workflow
 
     compiled = compile_workflow(name, overrides=set_ or (), workflow_paths=workflow_path or ())
-    planned = plan_run(
-        compiled, find_cases(cases, compiled), out, seed=seed, shard=parse_shard(shard)
-    )
+    found = find_cases(cases, compiled)
+    require_apart(out, cases, found)
+    planned = plan_run(compiled, found, out, seed=seed, shard=parse_shard(shard))
     if json:
         print_json({"workflow": compiled.name, "out": str(out), **planned.to_dict()})
         return 0

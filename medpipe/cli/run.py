@@ -120,7 +120,7 @@ def run(
     walltime : str, optional
         Time limit of those jobs, e.g. 04:00:00.
     """
-    from medpipe.cli.cases import find_cases
+    from medpipe.cli.cases import find_cases, require_apart
     from medpipe.workflow.plan import compile_workflow
 
     compiled = compile_workflow(name, overrides=set_ or (), workflow_paths=workflow_path or ())
@@ -137,6 +137,8 @@ def run(
         walltime=walltime,
         memory_gb=memory_gb,
     )
+    part = parse_shard(shard)
+    require_apart(out, cases, found)
     from medpipe.engine.progress import choose_progress
     from medpipe.engine.run import run_workflow
 
@@ -150,7 +152,7 @@ def run(
         timeout_s=60 * timeout_min or None,
         memory_gb=memory_gb or (_share_of_memory_gb(chosen.workers) if kind == "local" else None),
         retries=retries,
-        shard=parse_shard(shard),
+        shard=part,
         debug=debug,
         progress=choose_progress(quiet=quiet or json),
     )
@@ -184,8 +186,8 @@ def _print_summary(summary: RunSummary, page: Path | None) -> None:
     if summary.interrupted:
         out.print(f"interrupted by {summary.interrupted}; run the same command again to resume")
     out.print(
-        f"{summary.total} cases: {summary.done} computed, {summary.cached} already there, "
-        f"{len(summary.failed)} failed, in {duration(summary.seconds)}"
+        f"{summary.total} case{'' if summary.total == 1 else 's'}: "
+        f"{summary.done} computed, {summary.cached} already there, {len(summary.failed)} failed, in {duration(summary.seconds)}"
     )
     if page is not None:
         out.print(f"report: {page}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,10 @@ def show(
     try:
         workflow = compile_workflow(name, workflow_paths=workflow_path or ())
     except UsageError as error:
-        error.hint = f"{error.hint}; medpipe ls and medpipe ls steps list what there is"
+        near = difflib.get_close_matches(name, step_names(), n=1)
+        meant = f'did you mean the step "{near[0]}"?' if near else error.hint
+        there = "medpipe ls and medpipe ls steps list what there is"
+        error.hint = f"{meant}; {there}" if meant else there
         raise
     print_json(workflow.to_dict()) if json else _show_workflow(workflow)
     return 0
@@ -97,7 +101,7 @@ def _show_step(step: StepInfo) -> None:
                 parameter.name,
                 str(parameter.annotation),
                 "required" if parameter.required else _value(parameter.default),
-                parameter.help,
+                parameter.help.replace("``", ""),
             )
             for parameter in step.parameters
         ],

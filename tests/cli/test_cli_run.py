@@ -140,6 +140,16 @@ def test_a_bids_dataset_becomes_a_derivative(
         (["run", "dicom-import", ".", "out", "--set", "load.nonsense=1"], "nonsense"),
         (["data", "demo", "."], "not empty"),
         (["show", "no-such-thing"], "medpipe ls"),
+        (["show", "nothere.toml"], ". Next: medpipe ls"),
+        (["show", "loadvolume"], '"load_volume"'),
+        (["doctor", "nowhere"], "no such folder"),
+        (["doctor", "."], "no run in this folder"),
+        (["report", "."], "no run in this folder"),
+        (["bids", "nifti-check", ".", "out", "group"], "level participant first"),
+        (["manifest", "series", "."], "no DICOM series"),
+        (["run", "dicom-import", "cases.xlsx", "out"], "is a spreadsheet"),
+        (["run", "dicom-import", ".", "out"], "within a folder of input"),
+        (["plan", "dicom-import", "cases.csv", "./scan/out"], "within a folder of input"),
     ],
 )
 def test_wrong_commands_say_so_in_one_line(
@@ -151,8 +161,46 @@ def test_wrong_commands_say_so_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / "slice").touch()
+    (tmp_path / "cases.csv").write_text("case_id,image\na,scan\n")
+    (tmp_path / "cases.xlsx").write_bytes(b"PK\x03\x04")
     assert invoke(arguments) == 2
     error = capsys.readouterr().err
     assert words in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_problems_of_a_manifest_are_json_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cases.csv").write_text("case_id,image\n12-Mar,.\n1.2E+11,.\n")
+    code, said = run_json(capsys, "validate", tmp_path / "cases.csv")
+    assert code == 2
+    assert [problem["line"] for problem in said["problems"]] == [2, 3]
+
+
+def test_patients_are_counted_where_they_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cases.csv").write_text("case_id,image\na,.\n")
+    assert invoke(["validate", str(tmp_path / "cases.csv")]) == 0
+    assert capsys.readouterr().out.strip().endswith("1 sound cases; inputs image")
+
+
+def test_a_head_ct_is_written_as_nifti_in_whole_hu(tmp_path: Path) -> None:
+    target = tmp_path / "head.nii.gz"
+    assert invoke(["data", "head-ct", str(target), "--matrix", "24", "--slices", "6"]) == 0
+    image = nib.load(target)
+    assert image.get_data_dtype() == np.int16
+    assert image.shape == (24, 24, 6)
+
+
+def test_series_are_chosen_by_contrast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    patient = tmp_path / "patient"
+    assert invoke(["data", "head-ct", str(patient), "--matrix", "24", "--slices", "4"]) == 0
+    chosen = tmp_path / "cases.csv"
+    code, said = run_json(capsys, "manifest", "scan", patient, chosen, "--no-contrast")
+    assert (code, said["cases"]) == (0, 1)
+    assert invoke(["manifest", "scan", str(patient), str(chosen), "--contrast"]) == 2
