@@ -145,9 +145,11 @@ def digest_input(
     Raises
     ------
     InputError
-        If the input cannot be read.
+        If the input cannot be read, or is a folder without a file.
     """
     kind, members = _members(os.path.abspath(path))
+    if not members:
+        raise InputError("the input folder holds no file", hint="check the path in the manifest")
     mark = _fingerprint(kind, members)
     if known is not None and known.get("fingerprint") == mark.value:
         return InputDigest.from_dict(known)

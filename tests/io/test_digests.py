@@ -108,3 +108,9 @@ def test_what_is_no_input(tmp_path: Path) -> None:
             digest_input(tmp_path / name)
         assert "NAME" not in str(caught.value)
         assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_folder_without_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "deeper").mkdir(parents=True)
+    with pytest.raises(InputError, match="holds no file"):
+        digest_input(tmp_path / "empty")
