@@ -187,7 +187,8 @@ def _print_summary(summary: RunSummary, page: Path | None) -> None:
         out.print(f"interrupted by {summary.interrupted}; run the same command again to resume")
     out.print(
         f"{summary.total} case{'' if summary.total == 1 else 's'}: "
-        f"{summary.done} computed, {summary.cached} already there, {len(summary.failed)} failed, in {duration(summary.seconds)}"
+        f"{summary.done} computed, {summary.cached} already there, "
+        f"{len(summary.failed)} failed, in {duration(summary.seconds)}"
     )
     if page is not None:
         out.print(f"report: {page}", soft_wrap=True)
