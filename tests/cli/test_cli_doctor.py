@@ -17,7 +17,9 @@ KEYS = ["ab" + "0" * 62, "cd" + "1" * 62]
 def out(tmp_path: Path) -> Path:
     store = Store(tmp_path)
     for key in KEYS:
-        store.put(key, {"step": {}}, lambda folder: (folder / "a.json").write_bytes(b"{}"))
+        store.put(
+            key, {"step": {}, "values": {}}, lambda folder: (folder / "a.json").write_bytes(b"{}")
+        )
     return tmp_path
 
 
