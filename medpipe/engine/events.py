@@ -26,7 +26,9 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self._started = time.time()
-        self._file: IO[str] | None = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file: IO[str] | None = None
+        with contextlib.suppress(OSError):
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, event: Event) -> None:
         """Append one event with the seconds since the start of the run."""

@@ -39,6 +39,12 @@ def test_a_full_disk_stops_the_log_and_nothing_else() -> None:
         log.write({"event": "after"})
 
 
+def test_a_log_that_cannot_be_made_stops_nothing(tmp_path: Path) -> None:
+    with EventLog(tmp_path) as log:  # a folder is in its place
+        log.write({"event": "planned"})
+        log.flush()
+
+
 def test_progress_counts() -> None:
     bar = BarProgress()
     with bar:
