@@ -147,7 +147,8 @@ def run(
         found,
         out,
         executor=chosen,
-        device=device,
+        # Who names GPUs must not get the CPU without a word.
+        device="cuda" if gpus and device == "auto" else device,
         seed=seed,
         timeout_s=60 * timeout_min or None,
         memory_gb=memory_gb or (_share_of_memory_gb(chosen.workers) if kind == "local" else None),

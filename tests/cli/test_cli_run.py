@@ -204,3 +204,15 @@ def test_series_are_chosen_by_contrast(tmp_path: Path, capsys: pytest.CaptureFix
     code, said = run_json(capsys, "manifest", "scan", patient, chosen, "--no-contrast")
     assert (code, said["cases"]) == (0, 1)
     assert invoke(["manifest", "scan", str(patient), str(chosen), "--contrast"]) == 2
+
+
+def test_gpus_that_are_not_there_are_not_replaced_by_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "99")  # hides every GPU this machine may have
+    image = tmp_path / "brain.nii.gz"
+    assert invoke(["data", "brain-mr", str(image), "--matrix", "16"]) == 0
+    asked = ["nifti-check", image, tmp_path / "out", "--gpus", 0, "--no-report"]
+    code, summary = run_json(capsys, "run", *asked)
+    assert code == 4
+    assert "no CUDA device" in summary["failed"][0]["message"]
