@@ -94,6 +94,9 @@ def _show_workflow(workflow: CompiledWorkflow) -> None:
 def _show_step(step: StepInfo) -> None:
     print(f"{step.name} {step.version}: {step.summary}")
     print(f"makes {step.makes}; in a notebook: {step.target.replace(':', '.')}\n")
+    if not step.parameters:
+        print("no parameters")
+        return
     print_table(
         ("parameter", "type", "default", ""),
         [

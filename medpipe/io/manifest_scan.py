@@ -130,7 +130,7 @@ def detect_tree(root: Path) -> Literal["dicom", "bids", "nifti"]:
         If it holds both.
     """
     if not root.is_dir():
-        raise InputError("the folder to scan does not exist")
+        raise InputError("there is no such folder to scan", expected="a folder")
     with os.scandir(root) as entries:
         if any(e.name.startswith("sub-") and e.is_dir() for e in entries):
             return "bids"

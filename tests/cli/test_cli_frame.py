@@ -63,3 +63,8 @@ def test_listing_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_step_without_parameters_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["show", "round_intensity"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("no parameters")
