@@ -235,7 +235,7 @@ def test_kinds(hospital: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="neither"):
         detect_tree(tmp_path / "empty")
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="no such folder"):
         scan_to_manifest(tmp_path / "none", tmp_path / "c.csv")
     with pytest.raises(UsageError, match="column name"):
         scan_to_manifest(hospital, tmp_path / "c.csv", input_name="case_id")
