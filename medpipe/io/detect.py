@@ -10,7 +10,7 @@ from typing import Literal
 from medpipe.errors import InputError
 from medpipe.io.nifti_stream import ByteStream, open_regular
 
-__all__ = ["detect_kind", "holds_dicom", "nifti_layout"]
+__all__ = ["detect_kind", "holds_dicom", "is_dicom_file", "nifti_layout"]
 
 _SIZES = {
     (348).to_bytes(4, "little"): (1, "<"),
@@ -112,19 +112,24 @@ def detect_kind(path: Path | str) -> Literal["nifti", "dicom"]:
     return "nifti"
 
 
-def holds_dicom(folder: Path | str) -> bool:
-    """Say whether a folder tree holds a DICOM file; reading stops at the first.
+def is_dicom_file(path: Path | str) -> bool:
+    """Say whether a file starts like DICOM; what is no regular file or cannot be read does not.
 
-    Only regular files are opened: a named pipe would wait for ever.
+    A named pipe is not opened: it would wait for ever.
     """
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(parent, name)
-            try:
-                if stat.S_ISREG(os.stat(path).st_mode):
-                    with open(path, "rb") as file:
-                        if file.read(132)[128:] == b"DICM":
-                            return True
-            except OSError:
-                continue
-    return False
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def holds_dicom(folder: Path | str) -> bool:
+    """Say whether a folder tree holds a DICOM file; reading stops at the first."""
+    return any(
+        is_dicom_file(os.path.join(parent, name))
+        for parent, _, names in os.walk(folder)
+        for name in names
+    )

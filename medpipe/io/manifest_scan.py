@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from medpipe.errors import InputError, UsageError
 from medpipe.io.bids import BidsFile, query, scan_bids
 from medpipe.io.case import CASE_ID, Case
+from medpipe.io.detect import is_dicom_file
 from medpipe.io.manifest import write_manifest
 from medpipe.io.pseudonyms import read_key, tag
 from medpipe.types import Finding
@@ -140,23 +141,13 @@ def detect_tree(root: Path) -> Literal["dicom", "bids", "nifti"]:
             if name.endswith(_IMAGES):
                 nifti = True
             elif not dicom:
-                dicom = _is_dicom(os.path.join(folder, name))
+                dicom = is_dicom_file(os.path.join(folder, name))
         if nifti and dicom:
             hint = "say which with --kind dicom or --kind nifti"
             raise UsageError("the folder holds both DICOM and NIfTI files", hint=hint)
     if not (nifti or dicom):
         raise InputError("the folder holds neither DICOM nor NIfTI files")
     return "nifti" if nifti else "dicom"
-
-
-def _is_dicom(path: str) -> bool:
-    try:
-        if not os.path.isfile(path):  # opening a pipe would wait for ever
-            return False
-        with open(path, "rb") as f:
-            return f.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def _scan_bids(
