@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import Literal
 
@@ -88,11 +87,8 @@ def detect_kind(path: Path | str) -> Literal["nifti", "dicom"]:
     InputError
         If the path does not exist, is a pipe or device, or holds neither.
     """
-    try:
-        if stat.S_ISDIR(os.stat(path).st_mode):
-            return "dicom"
-    except (OSError, ValueError):
-        pass  # open_regular() explains
+    if os.path.isdir(path):
+        return "dicom"
     with open_regular(path) as (file, status):
         stream = ByteStream(file, status.st_size)
         head = stream.read(540)
