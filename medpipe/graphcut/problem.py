@@ -1,0 +1,318 @@
+"""Minimum s-t cut problems on a lattice: arcs as dense tensors, no edge list.
+
+A problem has nodes on a dense lattice and a few *arc families*. A family is an
+offset and one capacity per node: the arc from every node to the node at that
+offset. Every graph of this package is of this kind (voxel neighbourhoods, nested
+objects, columns of optimal surfaces), and the residual capacities of a solver are
+then plain tensors.
+
+Capacities are integers, because equality of flow and cut is a proof only then.
+`quantise` turns real costs into integers and says what was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+
+from medpipe.errors import StepError
+
+__all__ = ["INFINITE", "ArcFamily", "CutProblem", "CutResult", "Quantised", "cut_value", "quantise"]
+
+INFINITE = 2**30
+"""Capacity of an arc that must not be cut; every finite capacity is below it."""
+
+Capacity = torch.Tensor | int
+
+
+@dataclass(frozen=True)
+class ArcFamily:
+    """The arcs from every node to the node at `offset`, and back.
+
+    Parameters
+    ----------
+    offset : tuple of int
+        One entry per axis of the lattice. On a lattice with `links` the entry of
+        the column axis is a link: 0 for the same column, j > 0 for `links[j - 1]`.
+    forward : Tensor or int
+        Capacity from each node to its neighbour, integers in [0, INFINITE],
+        broadcastable to the shape of the problem. Entries whose head lies outside
+        the lattice are ignored.
+    backward : Tensor or int
+        Capacity from that neighbour back to each node, stored at the tail of the
+        forward arc.
+    """
+
+    offset: tuple[int, ...]
+    forward: Capacity
+    backward: Capacity = 0
+
+
+@dataclass(frozen=True)
+class CutProblem:
+    """A minimum s-t cut problem on a lattice.
+
+    The cut is a set S of nodes (the source side). It costs ``sink`` of every node
+    in S, ``source`` of every node outside, and the capacity of every arc that
+    leaves S.
+
+    Parameters
+    ----------
+    source, sink : Tensor
+        Capacities from the source and to the sink, shape (..., K), integers in
+        [0, INFINITE]. The last axis runs along the columns.
+    arcs : sequence of ArcFamily
+        The arcs between nodes.
+    wrap : tuple of int
+        Axes whose end is joined to their beginning (never the last axis).
+    links : Tensor, optional
+        Neighbours of columns that do not lie on a grid, int64 (J, C) with -1 for
+        none; the problem then has shape (S, C, K). In one row no column occurs
+        twice, so that flow can be pushed along a whole family at once.
+    """
+
+    source: torch.Tensor
+    sink: torch.Tensor
+    arcs: Sequence[ArcFamily]
+    wrap: tuple[int, ...] = ()
+    links: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the lattice."""
+        return tuple(self.source.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return self.source.device
+
+    def __post_init__(self) -> None:
+        _check_problem(self)
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """A minimum cut with its proof.
+
+    Parameters
+    ----------
+    source_side : Tensor
+        Bool, the shape of the problem: the largest source side among all minimum
+        cuts. It is unique, so every solver returns the same.
+    flow : int
+        Value of the maximum flow the solver found.
+    cut : int
+        Cost of the cut, computed anew from the capacities of the problem.
+    solver : str
+        Name of the solver.
+    stats : dict
+        What the solver counted (JSON values).
+    """
+
+    source_side: torch.Tensor
+    flow: int
+    cut: int
+    solver: str
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def proved(self) -> bool:
+        """Whether flow and cut are equal: no cut is then cheaper."""
+        return self.flow == self.cut
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Integer costs: `values` times `step` is the real cost, within half a `step`."""
+
+    values: torch.Tensor
+    step: float
+    largest_error: float
+
+
+def quantise(costs: torch.Tensor, step: float, *, what: str = "costs") -> Quantised:
+    """Round real costs to multiples of `step`.
+
+    Parameters
+    ----------
+    costs : Tensor
+        Finite costs of any sign; +inf becomes INFINITE.
+    step : float
+        Cost of one unit, above 0.
+    what : str
+        Name used in errors.
+
+    Returns
+    -------
+    Quantised
+        int32 values, the step, and the largest rounding error that occurred.
+
+    Raises
+    ------
+    StepError
+        If a cost is NaN or -inf, or its integer would not be below INFINITE.
+    """
+    if not step > 0:
+        raise StepError("the quantisation step is not positive", expected="> 0", got=f"{step:g}")
+    if bool(torch.isnan(costs).any()) or bool((costs == -torch.inf).any()):
+        raise StepError(
+            f"the {what} hold NaN or -inf", hint="fill or mask these places before the cut"
+        )
+    hard = torch.isinf(costs)
+    scaled = torch.where(hard, 0.0, costs.to(torch.float64) / step)
+    rounded = torch.round(scaled)
+    top = float(rounded.abs().max()) if rounded.numel() else 0.0
+    if top >= INFINITE:
+        raise StepError(
+            f"the {what} are too large for exact integers",
+            expected=f"|cost| / step below {INFINITE}",
+            got=f"{top:.3g}",
+            hint="use a larger quantisation step or smaller weights",
+        )
+    error = float((rounded - scaled).abs().max()) * step if rounded.numel() else 0.0
+    values = torch.where(hard, INFINITE, rounded.to(torch.int32))
+    return Quantised(values.to(torch.int32), float(step), error)
+
+
+def family_views(problem: CutProblem, family: ArcFamily) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the flat indices of tails and heads of all arcs of one family, int64 (A,).
+
+    Meant for checks and small problems; the solvers work on slices instead.
+    """
+    shape = problem.shape
+    index = torch.arange(prod(shape), device=problem.device).reshape(shape)
+    tail, head = index, index
+    for axis, step in enumerate(family.offset):
+        if problem.links is not None and axis == 1:
+            if step == 0:
+                continue
+            row = problem.links[step - 1].to(problem.device)
+            here = torch.nonzero(row >= 0)[:, 0]
+            tail = tail.index_select(1, here)
+            head = head.index_select(1, row[here])
+        elif axis in problem.wrap:
+            head = torch.roll(head, -step, axis)
+        else:
+            size = max(shape[axis] - abs(step), 0)
+            tail = tail.narrow(axis, min(max(-step, 0), shape[axis] - size), size)
+            head = head.narrow(axis, min(max(step, 0), shape[axis] - size), size)
+    return tail.reshape(-1), head.reshape(-1)
+
+
+def cut_value(problem: CutProblem, source_side: torch.Tensor) -> int:
+    """Return the cost of a cut in exact integers.
+
+    Parameters
+    ----------
+    problem : CutProblem
+        The problem; its tensors are not changed.
+    source_side : Tensor
+        Bool, the shape of the problem.
+
+    Raises
+    ------
+    StepError
+        If the cut severs an arc or terminal of capacity INFINITE: the constraints
+        of the problem contradict each other.
+    """
+    side = source_side.reshape(-1)
+    parts = [
+        problem.sink.reshape(-1)[side].to(torch.int64),
+        problem.source.reshape(-1)[~side].to(torch.int64),
+    ]
+    for family in problem.arcs:
+        tail, head = family_views(problem, family)
+        out, back = side[tail] & ~side[head], side[head] & ~side[tail]
+        parts += [
+            _at(problem, family.forward, tail[out]),
+            _at(problem, family.backward, tail[back]),
+        ]
+    if any(p.numel() and int(p.max()) >= INFINITE for p in parts):
+        raise StepError(
+            "no cut satisfies the hard constraints",
+            hint="look for seeds, limits or distances that contradict each other",
+        )
+    return sum(int(p.sum()) for p in parts)
+
+
+def _at(problem: CutProblem, capacity: Capacity, index: torch.Tensor) -> torch.Tensor:
+    """Return the capacities at flat `index`, int64."""
+    if isinstance(capacity, int):
+        return torch.full_like(index, capacity)
+    return capacity.expand(problem.shape).reshape(-1)[index].to(torch.int64)
+
+
+def _check_problem(problem: CutProblem) -> None:
+    shape = problem.shape
+    if len(shape) < 1 or 0 in shape:
+        raise StepError("the lattice is empty", got=f"shape {shape}")
+    if problem.sink.shape != problem.source.shape:
+        raise StepError(
+            "source and sink differ in shape",
+            expected=str(shape),
+            got=str(tuple(problem.sink.shape)),
+        )
+    if any(axis < 0 or axis >= len(shape) - 1 for axis in problem.wrap):
+        raise StepError(
+            "an axis that wraps around does not exist or runs along the columns",
+            expected=f"axes in 0..{len(shape) - 2}",
+            got=str(problem.wrap),
+        )
+    _check_links(problem)
+    _check_capacity(problem.source, shape, "source capacities")
+    _check_capacity(problem.sink, shape, "sink capacities")
+    for family in problem.arcs:
+        where = f"capacities at offset {family.offset}"
+        if len(family.offset) != len(shape) or not any(family.offset):
+            raise StepError(
+                "an arc family has an unusable offset",
+                expected=f"{len(shape)} integers, not all 0",
+                got=str(family.offset),
+            )
+        _check_capacity(family.forward, shape, where)
+        _check_capacity(family.backward, shape, where)
+
+
+def _check_links(problem: CutProblem) -> None:
+    links = problem.links
+    if links is None:
+        return
+    if len(problem.shape) != 3 or links.ndim != 2 or links.shape[1] != problem.shape[1]:
+        raise StepError(
+            "the links do not fit the lattice",
+            expected=f"shape (J, {problem.shape[1]}) on a lattice (S, C, K)",
+            got=f"{tuple(links.shape)} on {problem.shape}",
+        )
+    for row in links:
+        heads = row[row >= 0]
+        if heads.numel() != torch.unique(heads).numel() or int(row.max()) >= problem.shape[1]:
+            raise StepError(
+                "a row of links names a column twice or one that does not exist",
+                hint="colour the edges of the mesh, one colour a row",
+            )
+
+
+def _check_capacity(capacity: Capacity, shape: tuple[int, ...], what: str) -> None:
+    if isinstance(capacity, int):
+        low = high = capacity
+    else:
+        if capacity.is_floating_point() or capacity.is_complex():
+            raise StepError(f"the {what} are not integers", hint="use quantise()")
+        if torch.broadcast_shapes(capacity.shape, shape) != shape:
+            raise StepError(
+                f"the {what} have a wrong shape",
+                expected=str(shape),
+                got=str(tuple(capacity.shape)),
+            )
+        low, high = int(capacity.min()), int(capacity.max())
+    if low < 0 or high > INFINITE:
+        raise StepError(
+            f"the {what} are out of range",
+            expected=f"integers from 0 to {INFINITE}",
+            got=f"{low} to {high}",
+        )
