@@ -234,12 +234,12 @@ def _boundaries(
     pit = np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * 0.42**2))
     # The nerve fibres are thickest above and below the disc, and towards it in the macula.
     turn = 2 * np.pi * x / extent
-    humps = 1 + 0.75 * np.cos(2 * (turn - rng.uniform(0, np.pi))) if ring else None
-    nasal = humps if ring else 1 + 0.5 * np.tanh((x - centre[0]) / 1.5)
+    humps = 1 + 0.75 * np.cos(2 * (turn - rng.uniform(0, np.pi)))
+    fibres = humps if ring else 1 + 0.5 * np.tanh((x - centre[0]) / 1.5)
     thick = []
     for index, layer in enumerate(RETINA_LAYERS):
         t = (layer.ring_um if ring else layer.macula_um * (1 - layer.pit * pit)) / 1000
-        t = t * (nasal if index == 0 else 1.0)
+        t = t * (fibres if index == 0 else 1.0)
         waves = _waves(rng, x, y, extent, ring)
         thick.append(t * np.exp((0.12 if index < 5 else 0.03) * waves))
     retina = np.sum(thick, axis=0)
