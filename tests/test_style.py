@@ -168,7 +168,8 @@ def test_dictionary_steps_keep_the_contract(file, node):
     assert set(attributes) >= STEP_ATTRIBUTES
     values = {k: ast.literal_eval(v) for k, v in attributes.items() if k in STEP_ATTRIBUTES}
     assert isinstance(values["version"], str)
-    assert values["makes"] in {"volume", "labels", "table"}
+    assert values["makes"] in {"volume", "labels", "table", "document"}
+    assert ("suffix" in attributes) == (values["makes"] == "document")
     init = next(s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__")
     names = [a.arg for a in (*init.args.args, *init.args.kwonlyargs)]
     assert names[:2] == ["self", "keys"]

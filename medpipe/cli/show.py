@@ -93,7 +93,8 @@ def _show_workflow(workflow: CompiledWorkflow) -> None:
 
 def _show_step(step: StepInfo) -> None:
     print(f"{step.name} {step.version}: {step.summary}")
-    print(f"makes {step.makes}; in a notebook: {step.target.replace(':', '.')}\n")
+    kind = f"{step.makes} ({step.suffix})" if step.suffix else step.makes
+    print(f"makes {kind}; in a notebook: {step.target.replace(':', '.')}\n")
     if not step.parameters:
         print("no parameters")
         return

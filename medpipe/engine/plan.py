@@ -214,7 +214,7 @@ def plan_run(
         ``(k, n)``: the k-th of n parts.
     """
     plan = RunPlan()
-    images = max(1, sum(len(s.save) for s in workflow.steps if s.makes != "table"))
+    images = max(1, sum(len(s.save) for s in workflow.steps if s.makes in ("volume", "labels")))
     with DigestCache(Path(out) / "digests.sqlite", create=False) as cache:
         planner = Planner(workflow, out, cache, seed)
         for case in cases:

@@ -1,4 +1,4 @@
-"""Values of a case to files of an object and back: volumes as NIfTI, tables as JSON.
+"""Values of a case to files of an object and back: NIfTI volumes, JSON tables, documents.
 
 What is saved is read again at once and the value that was read travels on, so
 that a case resumed from the store computes on the very same bits.
@@ -70,7 +70,8 @@ def save_values(
     reads : dict
         Key that the step read → content key of its value.
     findings : list of dict
-        What the inputs of the step carried; recorded with tables, which carry none.
+        What the inputs of the step carried; recorded with tables and documents,
+        which carry none.
     missing : collection of str
         Keys that the step does not write, because this case lacks an optional input.
 
@@ -86,7 +87,11 @@ def save_values(
 
     def write(folder: Path) -> None:
         for name, (file, dtype) in kept.items():
-            reread[name] = _write_value(folder, name, file, _value(data, name), dtype)
+            value = _value(data, name)
+            if step.makes == "document":
+                reread[name] = _write_document(folder / file, value)
+            else:
+                reread[name] = _write_value(folder, name, file, value, dtype)
 
     values = {}
     for name in dict.fromkeys((*step.outputs, *kept)):
@@ -133,8 +138,8 @@ def _write_value(folder: Path, name: str, file: str, value: Any, dtype: str | No
         return _write_table(folder / _plain_name(name, file), value)
     if not hasattr(value, "affine"):
         raise StepError(
-            "only images and tables can be saved",
-            expected="a MetaTensor or a dict of JSON values",
+            "only images, tables and documents can be saved",
+            expected="a MetaTensor, a dict of JSON values, or bytes where makes is document",
             got=type(value).__name__,
         )
     from medpipe.io.nifti import write_nifti
@@ -163,11 +168,24 @@ def _write_table(path: Path, table: dict[str, Any]) -> dict[str, Any]:
             "a table holds something that is not JSON",
             expected="dicts with text keys, lists, text, finite numbers, true, false, null",
         ) from None
-    content = (text + "\n").encode()
+    return json.loads(_write_bytes(path, (text + "\n").encode()))
+
+
+def _write_document(path: Path, value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise StepError(
+            "the step did not make a document", expected="bytes", got=type(value).__name__
+        )
+    return _write_bytes(path, value)
+
+
+def _write_bytes(path: Path, content: bytes) -> bytes:
+    """Write a file and return its content as read back."""
     path.write_bytes(content)
-    if path.read_bytes() != content:
+    again = path.read_bytes()
+    if again != content:
         raise StoreError("a written file reads back differently", hint="check the disk")
-    return json.loads(content)
+    return again
 
 
 def load_values(store: Store, key: str, names: Iterable[str]) -> dict[str, Any]:
@@ -186,6 +204,8 @@ def _read_value(store: Store, key: str, described: Mapping[str, Json]) -> Any:
     path = store.file(key, str(described["file"]))
     if described["makes"] == "table":
         return json.loads(path.read_bytes())
+    if described["makes"] == "document":
+        return path.read_bytes()
     import math
 
     from medpipe.io.nifti import read_nifti

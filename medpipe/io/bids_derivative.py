@@ -144,7 +144,7 @@ def _targets(record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     entities, suffix = _naming(record["case_id"])
     desc = _label(record["workflow"]["name"])
     outputs = [(o["file"], o.get("makes", "volume")) for o in record["outputs"]]
-    ends = [("dseg" if makes == "labels" else suffix or _stem(file)) for file, makes in outputs]
+    ends = [_end(file, makes, suffix) for file, makes in outputs]
     datatype = _DATATYPE.get(suffix or "", "anat")
     folder = Path(f"sub-{entities['sub']}")
     if "ses" in entities:
@@ -160,6 +160,13 @@ def _targets(record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         )
         full = desc + (_stem(file)[:1].upper() + _stem(file)[1:] if clash else "")
         yield folder / datatype / f"{head}_desc-{full}_{end}{_extension(file)}", file
+
+
+def _end(file: str, makes: str, suffix: str | None) -> str:
+    """Return the suffix of an output; a mesh of a T1w is no T1w, nor is its sidecar."""
+    if makes == "labels":
+        return "dseg"
+    return _stem(file) if makes == "document" else suffix or _stem(file)
 
 
 def _naming(case_id: str) -> tuple[dict[str, str], str | None]:

@@ -67,8 +67,12 @@ def as_image(img: Any) -> MetaTensor:
     Raises
     ------
     StepError
-        If there are not four axes, an axis is empty or the affine is unusable.
+        If there are not four axes, an axis is empty, the affine is unusable, or
+        the value is a table or a document.
     """
+    if isinstance(img, bytes | dict):
+        got = "a document" if isinstance(img, bytes) else "a table"
+        raise StepError("the step needs an image", expected="an image", got=got)
     image = img if isinstance(img, MetaTensor) else MetaTensor(torch.as_tensor(img))
     if image.ndim != 4 or 0 in image.shape:
         raise StepError(

@@ -29,13 +29,16 @@ from medpipe.workflow.suggest import did_you_mean, shown
 __all__ = ["ParameterInfo", "StepInfo", "check_parameters", "describe_step"]
 
 _SKIPPED = {"self", "keys", "allow_missing_keys"}
-_MAKES = ("volume", "labels", "table")
+_MAKES = ("volume", "labels", "table", "document")
+_DOCUMENT_SUFFIX = re.compile(r"(\.[a-z][a-z0-9]{0,15}){1,2}")
+_TAKEN_SUFFIXES = (".nii", ".nii.gz", ".json", ".csv", ".png")
 _ATTRIBUTES: Mapping[str, Json | tuple[str, ...]] = {
     "version": None,
     "reads": (),
     "writes": (),
     "files": (),
     "makes": "volume",
+    "suffix": "",
     "random": False,
 }
 
@@ -63,6 +66,7 @@ class StepInfo:
     writes: tuple[str, ...]
     files: tuple[str, ...]
     makes: str
+    suffix: str
     random: bool
     parameters: tuple[ParameterInfo, ...]
 
@@ -136,6 +140,7 @@ class _Reader:
             raise StepError('class attribute version is missing, e.g. version = "1"')
         if values["makes"] not in _MAKES:
             raise StepError(f"class attribute makes is none of {', '.join(_MAKES)}")
+        _check_suffix(values["makes"], values["suffix"])
         if not isinstance(values["random"], bool):
             raise StepError("class attribute random is neither True nor False")
         for name in ("reads", "writes", "files"):
@@ -222,6 +227,17 @@ class _Reader:
                 found = numpydoc_parameters(text or "")
                 words = {k: v for k, v in found.items() if not v.startswith("See `")} | words
         return words
+
+
+def _check_suffix(makes: str, suffix: Any) -> None:
+    """Check that a document, and nothing else, says how the name of its file ends."""
+    if makes != "document":
+        if suffix != "":
+            raise StepError("class attribute suffix is for steps that make a document")
+    elif not isinstance(suffix, str) or not _DOCUMENT_SUFFIX.fullmatch(suffix):
+        raise StepError('class attribute suffix of a document is missing, e.g. suffix = ".vtp"')
+    elif suffix.endswith(_TAKEN_SUFFIXES):
+        raise StepError("class attribute suffix is one of images, tables and pictures")
 
 
 def _first_paragraph(docstring: str) -> str:

@@ -42,6 +42,7 @@ TABLE_SUFFIXES = (".json", ".csv")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESERVED = {"case.json", "object.json"}
 _NOT_LOADED = "file"
+_NO_IMAGE = ("table", "document")
 
 
 def compile_workflow(
@@ -99,6 +100,7 @@ class _Compiler:
     spec: WorkflowSpec
     base_dir: Path
     kinds: dict[str, str] = field(default_factory=dict)  # key → what it holds now
+    suffixes: dict[str, str] = field(default_factory=dict)  # key of a document → its suffix
     ids: set[str] = field(default_factory=set)
     files: dict[str, str] = field(default_factory=dict)  # lower-case name → as written
     pictures: set[str] = field(default_factory=set)
@@ -145,6 +147,7 @@ class _Compiler:
             self._read(key, None, (*place, "with", name))
         for key in (*step.outputs, *writes.values()):
             self.kinds[key] = info.makes
+            self.suffixes[key] = info.suffix
         digests, paths = self._digests(place, step, params, info.files)
         return CompiledStep(
             id=step.name,
@@ -238,23 +241,29 @@ class _Compiler:
                 self.spec.refuse(f'"save" must say which of the keys {shown(written)}', path, hint)
             elif key not in written:
                 self.spec.refuse(f'the step does not write the key "{key}" that it saves', path)
-            self._file_name(save, self.kinds.get(key, ""), path)
+            self._file_name(save, key, path)
             found.append(SaveSpec(key=key, file=save.file, dtype=save.dtype))
         return tuple(found)
 
-    def _file_name(self, save: SaveModel, kind: str, path: TomlPath) -> None:
-        name = save.file
-        suffixes = TABLE_SUFFIXES if kind == "table" else IMAGE_SUFFIXES
+    def _suffixes(self, key: str) -> tuple[str, ...]:
+        """Return the endings that the file of a key may have."""
+        kind = self.kinds.get(key)
+        if kind == "document":
+            return (self.suffixes[key],)
+        return TABLE_SUFFIXES if kind == "table" else IMAGE_SUFFIXES
+
+    def _file_name(self, save: SaveModel, key: str, path: TomlPath) -> None:
+        name, kind, suffixes = save.file, self.kinds.get(key, ""), self._suffixes(key)
         if not _FILE_NAME.fullmatch(name):
             what = f"{shown(name)} is not a safe file name"
             self.spec.refuse(what, path, "letters, digits, dot, _ and -, no folder")
             return
         if not name.endswith(suffixes):
-            noun = "label map" if kind == "labels" else kind
+            noun = {"labels": "label map", "document": "document of this step"}.get(kind, kind)
             what = f"a {noun} is saved as {' or '.join(suffixes)}, got {shown(name)}"
             self.spec.refuse(what, path)
-        if save.dtype is not None and kind == "table":
-            self.spec.refuse("a table has no dtype", path)
+        if save.dtype is not None and kind in _NO_IMAGE:
+            self.spec.refuse(f"a {kind} has no dtype", path)
         low = name.lower()
         if low in _RESERVED or low.startswith("qc-"):
             self.spec.refuse(f'"{name}" is a name that medpipe uses itself', path)
@@ -278,8 +287,8 @@ class _Compiler:
             if kind is None and self.sure:
                 hint = did_you_mean(name, self.kinds)
                 self.spec.refuse(f'{role} "{name}" of the picture is not known here', path, hint)
-            elif kind == "table":
-                self.spec.refuse(f'{role} "{name}" of the picture is a table', path)
+            elif kind in _NO_IMAGE:
+                self.spec.refuse(f'{role} "{name}" of the picture is a {kind}', path)
             elif kind == _NOT_LOADED:
                 self.spec.refuse(f'{role} "{name}" of the picture is not loaded yet', path)
         picture = f"{step.name}-{key}".lower()

@@ -231,3 +231,11 @@ def test_derivatives_that_would_be_mixed_up_are_refused(tmp_path: Path) -> None:
         export_derivative(tmp_path / "b", tmp_path / "y")
     with pytest.raises(InputError, match="no cases"):
         export_derivative(tmp_path / "none", tmp_path / "y")
+
+
+def test_a_document_is_named_after_its_file_so_that_no_sidecar_is_lost(tmp_path: Path) -> None:
+    out, target = tmp_path / "out", tmp_path / "ds"
+    case(out, "sub-01_T1w", {"ct.nii.gz": "volume", "mesh.vtp": "document"})
+    export_derivative(out, target)
+    names = {name.partition("_desc-headctprepare_")[2] for name in tree(target / "sub-01")}
+    assert names == {"T1w.nii.gz", "T1w.json", "mesh.vtp", "mesh.json"}

@@ -30,6 +30,7 @@ def test_everything_about_a_step_is_read_from_its_text(lab: Path) -> None:
         "writes": [],
         "files": [],
         "makes": "volume",
+        "suffix": "",
         "random": False,
         "parameters": [
             dict(zip(("name", "type", "required", "default", "help"), row, strict=True))
