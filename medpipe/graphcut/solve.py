@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from medpipe.errors import UsageError
+from medpipe.errors import StepError, UsageError
 from medpipe.graphcut.general import solve_ortools, solve_scipy
-from medpipe.graphcut.problem import CutProblem, CutResult, cut_value
+from medpipe.graphcut.problem import INFINITE, CutProblem, CutResult, cut_value
+from medpipe.graphcut.pseudoflow import solve_pseudoflow
 
 __all__ = ["Solver", "min_cut"]
 
@@ -17,7 +18,11 @@ Solver = Literal["auto", "pseudoflow", "stencil", "ortools", "scipy"]
 
 Solve = Callable[[CutProblem], tuple[torch.Tensor, int, dict[str, Any]]]
 
-SOLVERS: dict[str, Solve] = {"ortools": solve_ortools, "scipy": solve_scipy}
+SOLVERS: dict[str, Solve] = {
+    "pseudoflow": solve_pseudoflow,
+    "ortools": solve_ortools,
+    "scipy": solve_scipy,
+}
 
 
 def min_cut(problem: CutProblem, solver: Solver = "auto") -> CutResult:
@@ -50,8 +55,23 @@ def min_cut(problem: CutProblem, solver: Solver = "auto") -> CutResult:
             "the solver is unknown", expected=", ".join(["auto", *SOLVERS]), got=str(solver)
         )
     side, flow, stats = SOLVERS[name](problem)
-    return CutResult(side, flow, cut_value(problem, side), name, stats)
+    try:
+        cut = cut_value(problem, side)
+    except StepError:
+        if name != "pseudoflow" or not _may_overfill(problem):
+            raise
+        # so much flow came together that it filled an arc of infinite capacity
+        side, flow, stats = solve_pseudoflow(problem, wide=True)
+        cut = cut_value(problem, side)
+    return CutResult(side, flow, cut, name, stats)
 
 
 def _choose(problem: CutProblem) -> str:
-    return "ortools"
+    return "stencil" if problem.device.type == "cuda" else "pseudoflow"
+
+
+def _may_overfill(problem: CutProblem) -> bool:
+    """Return whether the finite source capacities together reach INFINITE."""
+    source = problem.source
+    finite = torch.where(source < INFINITE, source, 0)
+    return int(finite.sum(dtype=torch.int64)) >= INFINITE

@@ -1,0 +1,234 @@
+"""Residual capacities of a minimum cut problem, as the CPU solver keeps them.
+
+A lattice of N nodes with F pairs of opposite arcs has the capacities (N, 2F): slot
+``2f`` of a node is the arc along the offset of pair f, slot ``2f + 1`` the arc
+against it. The reverse of slot ``a`` of a node is slot ``a ^ 1`` of the node where
+it ends. A slot that leaves the lattice is empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medpipe.errors import StepError
+from medpipe.graphcut.problem import INFINITE, Capacity, CutProblem
+
+__all__ = ["Residual", "residual_of"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Residual:
+    """What is left of the capacities, and where flow waits.
+
+    Parameters
+    ----------
+    capacity : ndarray
+        Residual capacities (N, 2F), int32 or int64.
+    excess : ndarray
+        int64 (N,): flow that waits at a node, below 0 what a node can still take.
+    base : int
+        Flow from the source straight to the sink, through one node.
+    shift, row, table, depth
+        The lattice: slot a of node p ends at ``p + shift[a]`` where ``row[a]`` is -1,
+        else at that place of the column that ``table[row[a]]`` (columns) names;
+        `depth` is the number of nodes of a column.
+    """
+
+    capacity: Array
+    excess: Array
+    base: int
+    shift: Array
+    row: Array
+    table: Array
+    depth: int
+
+    def __post_init__(self) -> None:
+        self.total = int(self.excess[self.excess > 0].sum())
+
+    @property
+    def graph(self) -> tuple[Array, Array, Array, Array, int]:
+        """The lattice in the form of the kernels."""
+        return self.capacity, self.shift, self.row, self.table, self.depth
+
+    def flow(self) -> int:
+        """Return the flow from source to sink once no excess can reach a deficit."""
+        return self.base + self.total - int(self.excess[self.excess > 0].sum())
+
+
+class _Slots:
+    """Numbers the pairs of opposite arcs of a problem."""
+
+    def __init__(self, problem: CutProblem) -> None:
+        self.problem = problem
+        self.pairs: dict[tuple[int, ...], int] = {}
+        for family in problem.arcs:
+            if self._opposite(family.offset) not in self.pairs:
+                self.pairs.setdefault(family.offset, len(self.pairs))
+
+    def _opposite(self, offset: tuple[int, ...]) -> tuple[int, ...]:
+        # the way back along a link of a mesh has no offset of its own
+        linked = self.problem.links is not None and offset[1] != 0
+        return offset if linked else tuple(-step for step in offset)
+
+    def of(self, offset: tuple[int, ...]) -> tuple[int, int]:
+        """Return the slots along and against `offset`."""
+        if offset in self.pairs:
+            first = 2 * self.pairs[offset]
+            return first, first + 1
+        first = 2 * self.pairs[self._opposite(offset)]
+        return first + 1, first
+
+
+def residual_of(problem: CutProblem, *, wide: bool = False) -> Residual:
+    """Return the residual capacities before any flow.
+
+    Parameters
+    ----------
+    problem : CutProblem
+        The problem; its tensors may be on any device.
+    wide : bool
+        Use 64 bits and an infinity above the sum of all finite capacities.
+
+    Raises
+    ------
+    StepError
+        If the lattice has more than 2^31 - 2 nodes.
+    """
+    shape, depth = problem.shape, problem.shape[-1]
+    nodes = prod(shape)
+    if nodes > 2**31 - 2:
+        raise StepError("the lattice is too large", expected="below 2^31 nodes", got=str(nodes))
+    slots = _Slots(problem)
+    infinite = _wide_infinity(problem) if wide else INFINITE - 1
+    capacity = np.zeros((nodes, 2 * len(slots.pairs)), np.int64 if wide else np.int32)
+    for family in problem.arcs:
+        along, against = slots.of(family.offset)
+        tails, heads = _slices(problem, family.offset)
+        for slot, place, value in (
+            (along, tails, family.forward),
+            (against, heads, family.backward),
+        ):
+            _add(problem, capacity[:, slot].reshape(shape), place, tails, value, infinite)
+    source, sink = (_terminal(x, infinite) for x in (problem.source, problem.sink))
+    base = int(np.minimum(source, sink).sum())
+    return Residual(capacity, source - sink, base, *_lattice(problem, slots), depth)
+
+
+def _terminal(value: torch.Tensor, infinite: int) -> Array:
+    """Return terminal capacities as int64 (N,), the infinite ones at `infinite`."""
+    flat = value.reshape(-1).to(torch.int64).cpu().numpy()
+    return np.where(flat >= INFINITE, infinite, flat)
+
+
+def _wide_infinity(problem: CutProblem) -> int:
+    """Return one more than all finite capacities together."""
+    total = 1
+    values = [problem.source, problem.sink]
+    values += [c for f in problem.arcs for c in (f.forward, f.backward)]  # type: ignore[misc]
+    for value in values:
+        tensor = torch.as_tensor(value).expand(problem.shape)
+        total += int(torch.where(tensor < INFINITE, tensor, 0).sum(dtype=torch.int64))
+    if total >= 2**62 // max(problem.source.numel(), 1):
+        raise StepError(
+            "the capacities are too large for 64 bits",
+            expected=f"a sum below {2**62 // problem.source.numel()}",
+            got=str(total),
+            hint="use a larger quantisation step",
+        )
+    return total
+
+
+def _add(
+    problem: CutProblem,
+    slot: Array,
+    place: tuple[Any, ...],
+    tails: tuple[Any, ...],
+    value: Capacity,
+    infinite: int,
+) -> None:
+    """Add the capacity given at the tails of a family to `slot` at `place`."""
+    if isinstance(value, int) and value == 0:
+        return
+    full = torch.as_tensor(value).expand(problem.shape).cpu().numpy()
+    rolls, where = place
+    for axis, step in rolls:
+        full = np.roll(full, step, axis)
+    amount = full[tails[1]].astype(np.int64)
+    amount[amount >= INFINITE] = infinite
+    slot[where] = np.minimum(slot[where] + amount, infinite)
+
+
+def _slices(
+    problem: CutProblem, offset: tuple[int, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return (rolls, index) of the tails and of the heads of a family.
+
+    What stands at the tails is rolled and then indexed with the tails' index; it
+    belongs where the other index of the pair says.
+    """
+    tails: list[Any] = []
+    heads: list[Any] = []
+    rolls: list[tuple[int, int]] = []
+    for axis, (step, size) in enumerate(zip(offset, problem.shape, strict=True)):
+        if problem.links is not None and axis == 1 and step:
+            row = problem.links[step - 1].cpu().numpy()
+            tails.append(np.flatnonzero(row >= 0))
+            heads.append(row[row >= 0])
+        elif axis in problem.wrap:
+            tails.append(slice(None))
+            heads.append(slice(None))
+            rolls.append((axis, step))
+        else:
+            tails.append(slice(max(0, -step), max(size - max(0, step), 0)))
+            heads.append(slice(max(0, step), max(size - max(0, -step), 0)))
+    return ((), tuple(tails)), (tuple(rolls), tuple(heads))
+
+
+def _lattice(problem: CutProblem, slots: _Slots) -> tuple[Array, Array, Array]:
+    """Return `shift`, `row` and `table` of `Residual`."""
+    shape = problem.shape
+    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    shift = np.zeros(2 * len(slots.pairs), np.int64)
+    row = np.full(2 * len(slots.pairs), -1, np.int32)
+    rows: dict[tuple[Any, ...], int] = {}
+    tables = []
+    for offset, pair in slots.pairs.items():
+        for slot, sign in ((2 * pair, 1), (2 * pair + 1, -1)):
+            lateral = offset[:-1]
+            linked = problem.links is not None and lateral[1] != 0
+            if not linked and not any(lateral[axis] for axis in problem.wrap):
+                shift[slot] = sign * sum(a * b for a, b in zip(offset, strides, strict=True))
+                continue
+            shift[slot] = sign * offset[-1]
+            if (lateral, sign) not in rows:
+                rows[lateral, sign] = len(tables)
+                tables.append(_columns(problem, lateral, sign))
+            row[slot] = rows[lateral, sign]
+    table = np.stack(tables) if tables else np.full((1, 1), -1, np.int32)
+    return shift, row, table.astype(np.int32)
+
+
+def _columns(problem: CutProblem, lateral: tuple[int, ...], sign: int) -> Array:
+    """Return for each column the one at `lateral` (against it for sign -1), -1 for none."""
+    shape = problem.shape[:-1]
+    column = np.arange(prod(shape)).reshape(shape)
+    (_, tails), (rolls, heads) = _slices(problem, (*lateral, 0))
+    ends = column
+    for axis, step in rolls:
+        ends = np.roll(ends, -step, axis)
+    found = np.full(shape, -1)
+    found[tails[:-1]] = ends[heads[:-1]]
+    if sign > 0:
+        return found.reshape(-1)
+    back = np.full(column.size, -1)
+    there = found.reshape(-1)
+    back[there[there >= 0]] = np.flatnonzero(there >= 0)
+    return back
