@@ -16,6 +16,8 @@ HOST_ALLOWED = {
     ("steps/_components.py", "_host"),
     # SimpleITK optimises on the host; a copy of 2 mm or coarser crosses
     ("steps/registration.py", "_to_sitk"),
+    # torch has no nearest-neighbour tree; the points of two surfaces cross
+    ("graphcut/thickness.py", "host"),
 }
 """Functions that may bring a tensor to the host, and why."""
 
