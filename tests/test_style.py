@@ -12,10 +12,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 DOMAINS = ("steps", "graphcut", "centerline", "qmri", "synthesis", "outcome")
 
 HOST_ALLOWED = {
+    # the solvers of the host: numba, OR-tools and SciPy
+    ("graphcut/residual.py", "_terminal"),
+    ("graphcut/residual.py", "_add"),
+    ("graphcut/residual.py", "_slices"),
+    ("graphcut/general.py", "_edges"),
+    ("graphcut/general.py", "_values"),
     # torch has no connected components; one byte per voxel crosses
     ("steps/_components.py", "_host"),
     # SimpleITK optimises on the host; a copy of 2 mm or coarser crosses
     ("steps/registration.py", "_to_sitk"),
+    # torch has no search tree; the nodes cross once, and the points to look up
+    ("graphcut/columns/nearest.py", "_host"),
     # torch has no nearest-neighbour tree; the points of two surfaces cross
     ("graphcut/thickness.py", "host"),
 }

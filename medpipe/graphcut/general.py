@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from medpipe.errors import ResourceError, StepError
-from medpipe.graphcut.problem import INFINITE, CutProblem, family_views
+from medpipe.graphcut.problem import INFINITE, CutProblem, tails_and_heads
 
 __all__ = ["has_ortools", "solve_ortools", "solve_scipy"]
 
@@ -27,8 +27,10 @@ def _edges(problem: CutProblem) -> tuple[Any, Any, Any, Any]:
     """Return tails, heads, forward and backward capacities with s = N and t = N + 1."""
     n = problem.source.numel()
     tails, heads, forward, backward = [], [], [], []
+    index = torch.arange(n).reshape(problem.shape)
     for family in problem.arcs:
-        tail, head = (x.cpu().numpy() for x in family_views(problem, family))
+        ends = tails_and_heads(problem, family.offset, index)
+        tail, head = (x.reshape(-1).numpy() for x in ends)
         caps = [_values(problem, c)[tail] for c in (family.forward, family.backward)]
         keep = (caps[0] > 0) | (caps[1] > 0)
         tails.append(tail[keep])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
@@ -179,29 +178,29 @@ def quantise(costs: torch.Tensor, step: float, *, what: str = "costs") -> Quanti
     return Quantised(values.to(torch.int32), float(step), error)
 
 
-def family_views(problem: CutProblem, family: ArcFamily) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the flat indices of tails and heads of all arcs of one family, int64 (A,).
+def tails_and_heads(
+    problem: CutProblem, offset: tuple[int, ...], values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `values` (shape of the problem) at the tails and at the heads of a family.
 
-    Meant for checks and small problems; the solvers work on slices instead.
+    Both have one entry per arc, in the same order; they are views where the lattice
+    allows it.
     """
-    shape = problem.shape
-    index = torch.arange(prod(shape), device=problem.device).reshape(shape)
-    tail, head = index, index
-    for axis, step in enumerate(family.offset):
+    tail, head = values, values
+    for axis, step in enumerate(offset):
         if problem.links is not None and axis == 1:
-            if step == 0:
-                continue
-            row = problem.links[step - 1].to(problem.device)
-            here = torch.nonzero(row >= 0)[:, 0]
-            tail = tail.index_select(1, here)
-            head = head.index_select(1, row[here])
+            if step:
+                row = problem.links[step - 1].to(values.device)
+                here = torch.nonzero(row >= 0)[:, 0]
+                tail, head = tail.index_select(1, here), head.index_select(1, row[here])
         elif axis in problem.wrap:
-            head = torch.roll(head, -step, axis)
+            head = torch.roll(head, -step, axis) if step else head
         else:
-            size = max(shape[axis] - abs(step), 0)
-            tail = tail.narrow(axis, min(max(-step, 0), shape[axis] - size), size)
-            head = head.narrow(axis, min(max(step, 0), shape[axis] - size), size)
-    return tail.reshape(-1), head.reshape(-1)
+            size = max(values.shape[axis] - abs(step), 0)
+            start = min(abs(step), values.shape[axis] - size)
+            tail = tail.narrow(axis, start if step < 0 else 0, size)
+            head = head.narrow(axis, start if step > 0 else 0, size)
+    return tail, head
 
 
 def cut_value(problem: CutProblem, source_side: torch.Tensor) -> int:
@@ -220,31 +219,22 @@ def cut_value(problem: CutProblem, source_side: torch.Tensor) -> int:
         If the cut severs an arc or terminal of capacity INFINITE: the constraints
         of the problem contradict each other.
     """
-    side = source_side.reshape(-1)
-    parts = [
-        problem.sink.reshape(-1)[side].to(torch.int64),
-        problem.source.reshape(-1)[~side].to(torch.int64),
-    ]
+    side = source_side.reshape(problem.shape)
+    parts = [problem.sink[side], problem.source[~side]]
     for family in problem.arcs:
-        tail, head = family_views(problem, family)
-        out, back = side[tail] & ~side[head], side[head] & ~side[tail]
-        parts += [
-            _at(problem, family.forward, tail[out]),
-            _at(problem, family.backward, tail[back]),
-        ]
+        tail, head = tails_and_heads(problem, family.offset, side)
+        for capacity, severed in (
+            (family.forward, tail & ~head),
+            (family.backward, head & ~tail),
+        ):
+            full = torch.as_tensor(capacity, device=side.device).expand(problem.shape)
+            parts.append(tails_and_heads(problem, family.offset, full)[0][severed])
     if any(p.numel() and int(p.max()) >= INFINITE for p in parts):
         raise StepError(
             "no cut satisfies the hard constraints",
             hint="look for seeds, limits or distances that contradict each other",
         )
-    return sum(int(p.sum()) for p in parts)
-
-
-def _at(problem: CutProblem, capacity: Capacity, index: torch.Tensor) -> torch.Tensor:
-    """Return the capacities at flat `index`, int64."""
-    if isinstance(capacity, int):
-        return torch.full_like(index, capacity)
-    return capacity.expand(problem.shape).reshape(-1)[index].to(torch.int64)
+    return sum(int(p.sum(dtype=torch.int64)) for p in parts)
 
 
 def _check_problem(problem: CutProblem) -> None:

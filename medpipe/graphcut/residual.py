@@ -40,6 +40,8 @@ class Residual:
         The lattice: slot a of node p ends at ``p + shift[a]`` where ``row[a]`` is -1,
         else at that place of the column that ``table[row[a]]`` (columns) names;
         `depth` is the number of nodes of a column.
+    infinite : int
+        The capacity that stands for INFINITE.
     """
 
     capacity: Array
@@ -49,6 +51,7 @@ class Residual:
     row: Array
     table: Array
     depth: int
+    infinite: int
 
     def __post_init__(self) -> None:
         self.total = int(self.excess[self.excess > 0].sum())
@@ -61,6 +64,12 @@ class Residual:
     def flow(self) -> int:
         """Return the flow from source to sink once no excess can reach a deficit."""
         return self.base + self.total - int(self.excess[self.excess > 0].sum())
+
+    def change_terminals(self, old: CutProblem, new: CutProblem) -> None:
+        """Keep the flow and put the terminals of `new` in the place of those of `old`."""
+        before, after = (_balance(problem, self.infinite) for problem in (old, new))
+        self.excess += after[0] - before[0]
+        self.base, self.total = after[1], int(after[0][after[0] > 0].sum())
 
 
 class _Slots:
@@ -117,9 +126,14 @@ def residual_of(problem: CutProblem, *, wide: bool = False) -> Residual:
             (against, heads, family.backward),
         ):
             _add(problem, capacity[:, slot].reshape(shape), place, tails, value, infinite)
+    excess, base = _balance(problem, infinite)
+    return Residual(capacity, excess, base, *_lattice(problem, slots), depth, infinite)
+
+
+def _balance(problem: CutProblem, infinite: int) -> tuple[Array, int]:
+    """Return source minus sink capacity per node, and the flow that passes both."""
     source, sink = (_terminal(x, infinite) for x in (problem.source, problem.sink))
-    base = int(np.minimum(source, sink).sum())
-    return Residual(capacity, source - sink, base, *_lattice(problem, slots), depth)
+    return source - sink, int(np.minimum(source, sink).sum())
 
 
 def _terminal(value: torch.Tensor, infinite: int) -> Array:
@@ -199,7 +213,7 @@ def _lattice(problem: CutProblem, slots: _Slots) -> tuple[Array, Array, Array]:
     shift = np.zeros(2 * len(slots.pairs), np.int64)
     row = np.full(2 * len(slots.pairs), -1, np.int32)
     rows: dict[tuple[Any, ...], int] = {}
-    tables = []
+    tables: list[Array] = []
     for offset, pair in slots.pairs.items():
         for slot, sign in ((2 * pair, 1), (2 * pair + 1, -1)):
             lateral = offset[:-1]
