@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numba import njit
 
+from medpipe.graphcut.jit import compiled
 from medpipe.graphcut.problem import CutProblem
 from medpipe.graphcut.residual import Residual, residual_of
 
@@ -109,7 +110,7 @@ def _head(graph, p, a):  # type: ignore[no-untyped-def]
     return there * depth + (p - column * depth) + shift[a]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _label(graph, excess, label, queue):  # type: ignore[no-untyped-def]
     """Set `label` to the number of residual arcs to the nearest deficit, FAR for none."""
     capacity = graph[0]
@@ -134,7 +135,7 @@ def _label(graph, excess, label, queue):  # type: ignore[no-untyped-def]
                 tail += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _solve(graph, excess, label, count, bucket, scan):  # type: ignore[no-untyped-def]
     """Run the pseudoflow algorithm; see the module. `scan` is working memory."""
     n = excess.size
@@ -187,7 +188,7 @@ def _forest(n):  # type: ignore[no-untyped-def]
     return parent, child, after, before
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _fill_buckets(excess, label, count, bucket, after):  # type: ignore[no-untyped-def]
     """Count the labels and list the strong nodes by label; return the highest of them."""
     highest = 0
@@ -208,7 +209,7 @@ def _enlist(root, label, bucket, after):  # type: ignore[no-untyped-def]
     bucket[label[root]] = root + 1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _lift(root, label, count, child, after, scan):  # type: ignore[no-untyped-def]
     """Give a whole tree the label FAR: nothing lower is left that it could reach.
 
@@ -228,7 +229,7 @@ def _lift(root, label, count, child, after, scan):  # type: ignore[no-untyped-de
             below = after[below]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find(graph, root, label, count, forest, current, scan):  # type: ignore[no-untyped-def]
     """Look through a strong tree for an arc to a node labelled one lower.
 
@@ -280,7 +281,7 @@ def _admissible(graph, capacity, node, wanted, label, current):  # type: ignore[
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _hang_tree(graph, node, above, arc, forest):  # type: ignore[no-untyped-def]
     """Hang the tree of `node` at `above` through slot `arc` of `node`, its root reversed."""
     parent, child, after, before = forest
@@ -315,7 +316,7 @@ def _cut_off(p, q, child, after, before):  # type: ignore[no-untyped-def]
         before[after[p]] = before[p]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _push(graph, node, excess, label, bucket, forest):  # type: ignore[no-untyped-def]
     """Push the excess of `node` towards its root, splitting the tree where an arc is full.
 
