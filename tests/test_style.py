@@ -26,6 +26,8 @@ HOST_ALLOWED = {
     ("graphcut/columns/nearest.py", "_host"),
     # torch has no nearest-neighbour tree; the points of two surfaces cross
     ("graphcut/thickness.py", "host"),
+    # torch has no strongly connected components; one byte per voxel and arc crosses
+    ("graphcut/shape_prior.py", "_strong_groups"),
 }
 """Functions that may bring a tensor to the host, and why."""
 
