@@ -147,9 +147,11 @@ def _group(tag: str, arrays: Mapping[str, NDArray[Any]], compress: bool) -> str:
 
 
 def _cells(
-    tag: str, cells: Sequence[NDArray[np.int64]], lengths: Sequence[int] | NDArray[Any],
+    tag: str,
+    cells: Sequence[NDArray[np.int64]],
+    lengths: Sequence[int] | NDArray[Any],
     compress: bool,
-) -> str:  # fmt: skip
+) -> str:
     """Return cells as their points in a row and where each cell ends."""
     points = np.concatenate([np.empty(0, np.int64), *cells])
     ends = np.cumsum(np.asarray(lengths, np.int64))
