@@ -1,0 +1,285 @@
+"""Costs of a surface along columns: from edges, from regions and from networks.
+
+Columns are tensors (..., K): K nodes along the last axis, which grow with depth or
+height. Every function returns a cost per node, low where the surface belongs, and
+0 along a whole column that has no finite data (see `valid_columns`): such a column
+follows its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from medpipe.errors import StepError, UsageError
+
+__all__ = [
+    "Direction",
+    "boundary_cost",
+    "fill_missing",
+    "gaussian_cost",
+    "gaussian_filter",
+    "gradient_cost",
+    "log_likelihood_cost",
+    "probability_cost",
+    "robust_unit",
+    "valid_columns",
+]
+
+Direction = Literal["dark_to_bright", "bright_to_dark", "either"]
+Model = Literal["gaussian", "gamma", "rayleigh"]
+
+TRUNCATE = 4.0
+
+
+def valid_columns(columns: torch.Tensor) -> torch.Tensor:
+    """Return which columns (..., K) hold finite values only, bool (...)."""
+    return torch.isfinite(columns).all(-1)
+
+
+def fill_missing(columns: torch.Tensor) -> torch.Tensor:
+    """Return the columns (..., K) with 0 in those that `valid_columns` rejects."""
+    return torch.where(valid_columns(columns)[..., None], columns, torch.zeros_like(columns))
+
+
+def gaussian_filter(
+    image: torch.Tensor,
+    sigma: Sequence[float],
+    *,
+    derivative: int | None = None,
+    wrap: Sequence[int] = (),
+) -> torch.Tensor:
+    """Return `image` after a Gaussian along each axis.
+
+    Parameters
+    ----------
+    image : Tensor
+        Real values; integer types become float32.
+    sigma : sequence of float
+        Standard deviation along each axis in samples; 0 leaves the axis alone.
+    derivative : int, optional
+        Axis along which the first derivative is taken, per sample. The kernel is
+        scaled so that a ramp of slope 1 gives 1.
+    wrap : sequence of int
+        Axes that close on themselves; the others are continued by their last value.
+    """
+    if len(sigma) != image.ndim:
+        raise UsageError("sigma does not fit the image", expected=f"{image.ndim} values")
+    out = image if image.is_floating_point() else image.to(torch.float32)
+    for axis, width in enumerate(sigma):
+        if width > 0:
+            out = _filter_axis(out, float(width), axis, axis == derivative, axis in wrap)
+        elif axis == derivative:
+            raise UsageError("a derivative needs a width", expected="sigma above 0")
+    return out
+
+
+def gradient_cost(
+    columns: torch.Tensor,
+    step_mm: float,
+    *,
+    direction: Direction,
+    sigma_mm: float,
+    scale: float | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return a cost from the derivative of the columns, 0 at the strongest edges.
+
+    The derivative of a Gaussian is divided by `scale` and clipped to ±1; the cost is
+    ``(1 - g) / 2``, so a flat place costs ½ and an edge of the other sign 1.
+
+    Parameters
+    ----------
+    columns : Tensor (..., K)
+        Intensities at nodes `step_mm` apart.
+    step_mm : float
+        Distance of the nodes in mm.
+    direction : {"dark_to_bright", "bright_to_dark", "either"}
+        Change of the intensity with growing k.
+    sigma_mm : float
+        Width of the Gaussian, about the resolution of the image.
+    scale : float or Tensor, optional
+        Derivative per mm that counts as a full edge, broadcastable to the columns;
+        default the 99th percentile of the edges of this direction.
+
+    Raises
+    ------
+    UsageError
+        If a length is not positive or the direction is unknown.
+    """
+    if not (step_mm > 0 and sigma_mm > 0):
+        raise UsageError("a length is not positive", expected="step_mm and sigma_mm above 0")
+    if direction not in ("dark_to_bright", "bright_to_dark", "either"):
+        raise UsageError("the direction of the edge is unknown", got=str(direction))
+    valid = valid_columns(columns)
+    axes = [0.0] * (columns.ndim - 1) + [sigma_mm / step_mm]
+    slope = gaussian_filter(fill_missing(columns), axes, derivative=columns.ndim - 1) / step_mm
+    if direction == "either":
+        slope = slope.abs()
+    elif direction == "bright_to_dark":
+        slope = -slope
+    if scale is None:
+        scale = _upper(slope[valid].clamp(min=0), 0.99)
+    elif isinstance(scale, float | int):
+        scale = torch.as_tensor(float(scale), dtype=slope.dtype, device=slope.device)
+    edge = (slope / scale.clamp(min=torch.finfo(slope.dtype).tiny)).clamp(-1, 1)
+    return torch.where(valid[..., None], (1 - edge) / 2, torch.zeros_like(edge))
+
+
+def log_likelihood_cost(
+    columns: torch.Tensor,
+    mean: float | torch.Tensor,
+    spread: float | torch.Tensor = 1.0,
+    *,
+    model: Model = "gaussian",
+) -> torch.Tensor:
+    """Return how badly each node fits one tissue, −ln of the density, (..., K).
+
+    Parameters
+    ----------
+    columns : Tensor (..., K)
+        Intensities; not negative for "gamma" and "rayleigh".
+    mean : float or Tensor
+        Mean of the tissue, broadcastable.
+    spread : float or Tensor
+        Standard deviation ("gaussian") or number of looks ("gamma": speckle
+        intensity averaged over that many frames). "rayleigh", the amplitude of fully
+        developed speckle, has none.
+    model : {"gaussian", "gamma", "rayleigh"}
+        Family of the density.
+    """
+    valid = valid_columns(columns)
+    x = fill_missing(columns)
+    mu = torch.as_tensor(mean, dtype=x.dtype, device=x.device)
+    width = torch.as_tensor(spread, dtype=x.dtype, device=x.device)
+    if not bool((width > 0).all()) or (model != "gaussian" and not bool((mu > 0).all())):
+        raise UsageError("a tissue has no positive mean or spread", got=f"model {model}")
+    if model == "gaussian":
+        cost = 0.5 * ((x - mu) / width) ** 2 + torch.log(width) + 0.5 * math.log(2 * math.pi)
+    elif model == "gamma":
+        y = x.clamp(min=1e-6 * mu)
+        shape = width
+        cost = shape * (y / mu + torch.log(mu / shape)) - (shape - 1) * torch.log(y)
+        cost = cost + torch.lgamma(shape)
+    elif model == "rayleigh":
+        power = 2 * mu**2 / math.pi  # sigma² from the mean
+        y = x.clamp(min=1e-3 * mu)
+        cost = y**2 / (2 * power) - torch.log(y / power)
+    else:
+        raise UsageError("the model is unknown", expected="gaussian, gamma or rayleigh")
+    return torch.where(valid[..., None], cost, torch.zeros_like(cost))
+
+
+def boundary_cost(above: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    """Return the cost of a surface from the fit of the tissues on its two sides.
+
+    ``c(k) = Σ_{j≤k} above(j) + Σ_{j>k} below(j)``, less its minimum along the column:
+    the cumulative log-likelihood ratio, 0 at the best place of every column.
+
+    Parameters
+    ----------
+    above, below : Tensor (..., K)
+        Costs of each node to lie before the surface (at or below index k) and behind it.
+    """
+    if above.shape != below.shape:
+        raise UsageError(
+            "the costs differ in shape", expected=str(tuple(above.shape)), got=str(below.shape)
+        )
+    total = torch.cumsum((above - below).to(torch.float64), -1)
+    return (total - total.amin(-1, keepdim=True)).to(above.dtype)
+
+
+def probability_cost(probability: torch.Tensor, *, floor: float = 1e-4) -> torch.Tensor:
+    """Return −ln p of a surface from network probabilities (..., K).
+
+    Each column is divided by its sum first. `floor` is the least probability of a
+    node, so that one confident error of the network stays finite. Columns that sum
+    to 0 or hold NaN cost 0 everywhere.
+
+    Raises
+    ------
+    StepError
+        If a probability is negative.
+    """
+    if not 0 < floor < 1:
+        raise UsageError("floor is out of range", expected="between 0 and 1", got=f"{floor:g}")
+    p = fill_missing(probability)
+    if bool((p < 0).any()):
+        raise StepError("a probability is negative", hint="pass the output after softmax")
+    total = p.sum(-1, keepdim=True)
+    cost = -torch.log((p / total.clamp(min=torch.finfo(p.dtype).tiny)).clamp(min=floor))
+    return torch.where(total > 0, cost, torch.zeros_like(cost))
+
+
+def gaussian_cost(
+    positions_mm: torch.Tensor, mean_mm: torch.Tensor, sd_mm: torch.Tensor
+) -> torch.Tensor:
+    """Return ``(L − μ)² / 2σ²`` for a surface predicted as μ ± σ in each column.
+
+    Parameters
+    ----------
+    positions_mm : Tensor (..., K)
+        Positions of the nodes.
+    mean_mm, sd_mm : Tensor (...)
+        Prediction of each column; NaN or an infinite σ is no prediction and costs 0.
+
+    Raises
+    ------
+    StepError
+        If a σ is not positive.
+    """
+    given = torch.isfinite(mean_mm) & torch.isfinite(sd_mm)
+    if bool((sd_mm[given] <= 0).any()):
+        raise StepError("a predicted standard deviation is not positive", expected="> 0 mm")
+    mean = torch.where(given, mean_mm, torch.zeros_like(mean_mm))[..., None]
+    sd = torch.where(given, sd_mm, torch.ones_like(sd_mm))[..., None]
+    return torch.where(given[..., None], 0.5 * ((positions_mm - mean) / sd) ** 2, 0.0)
+
+
+def robust_unit(costs: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Return costs in units that can be added to others.
+
+    The minimum of each column becomes 0 and the median over the columns of their own
+    spread (median minus minimum) becomes 1.
+
+    Parameters
+    ----------
+    costs : Tensor (..., K)
+    valid : Tensor (...), optional
+        Columns that decide the unit.
+    """
+    low = costs - costs.amin(-1, keepdim=True)
+    spread = low.median(-1).values
+    chosen = spread if valid is None else spread[valid]
+    unit = chosen.median() if chosen.numel() else torch.ones((), dtype=costs.dtype)
+    return torch.where(unit > 0, low / torch.where(unit > 0, unit, 1.0), low)
+
+
+def _upper(values: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Return a quantile of any number of values; 1 where there is none."""
+    flat = values.reshape(-1)
+    if flat.numel() == 0:
+        return torch.ones((), dtype=values.dtype, device=values.device)
+    rank = max(1, math.ceil(fraction * flat.numel()))
+    return torch.kthvalue(flat, rank).values
+
+
+def _filter_axis(
+    image: torch.Tensor, sigma: float, axis: int, derivative: bool, wrap: bool
+) -> torch.Tensor:
+    radius = max(1, math.ceil(TRUNCATE * sigma))
+    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    if derivative:
+        kernel = x * kernel
+        kernel = kernel / (x * kernel).sum()
+    size = image.shape[axis]
+    reach = torch.arange(-radius, size + radius, device=image.device)
+    reach = reach % size if wrap else reach.clamp(0, size - 1)
+    moved = image.index_select(axis, reach).movedim(axis, -1)
+    flat = moved.reshape(-1, 1, size + 2 * radius)
+    out = torch.nn.functional.conv1d(flat, kernel[None, None])
+    return out.reshape(*moved.shape[:-1], size).movedim(-1, axis)
