@@ -105,7 +105,7 @@ def test_the_difference_of_the_costs_is_the_log_likelihood_ratio(costs, toleranc
     densities = [stats.norm(x[s].mean(), x[s].std()) for s in (side.numpy(), ~side.numpy())]
     expected = [-d.logpdf(x) for d in densities]
     usual = (x > 76) & (x < 92)
-    assert usual.sum() > 5000
+    assert usual.sum() > 3000
     ratio = (inside - outside).numpy()
     np.testing.assert_allclose(ratio[usual], (expected[0] - expected[1])[usual], atol=tolerance)
     # each side alone is minus a log density per unit of intensity
