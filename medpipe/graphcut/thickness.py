@@ -36,13 +36,13 @@ def column_thickness_mm(positions_mm: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    positions_mm : Tensor, shape (S, X, Y)
+    positions_mm : Tensor, shape (S, X, Y) or (S, C)
         Position of each surface on each column, growing with the surface; NaN where
         a surface has none.
 
     Returns
     -------
-    Tensor, shape (S - 1, X, Y)
+    Tensor, shape (S - 1, X, Y) or (S - 1, C)
         Layer s lies between surfaces s and s + 1; NaN where either has no position.
 
     Raises
@@ -50,7 +50,7 @@ def column_thickness_mm(positions_mm: torch.Tensor) -> torch.Tensor:
     StepError
         If there are fewer than two surfaces or two of them cross.
     """
-    if positions_mm.ndim != 3 or len(positions_mm) < 2:
+    if positions_mm.ndim < 2 or len(positions_mm) < 2:
         raise StepError(
             "a thickness needs two surfaces",
             expected="positions (S, X, Y) with S of 2 or more",
@@ -74,21 +74,24 @@ def nearest_thickness_mm(
     *,
     wrap: Sequence[bool] = (False, False),
     valid: torch.Tensor | None = None,
+    faces: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the thickness between two surfaces by nearest points, the same either way round.
 
     Parameters
     ----------
-    upper_mm, lower_mm : Tensor, shape (X, Y, 3)
+    upper_mm, lower_mm : Tensor, shape (X, Y, 3), or (C, 3) with `faces`
         The points of the two surfaces on each column.
     wrap : (bool, bool)
         Axes whose last column is a neighbour of the first.
-    valid : Tensor of bool, shape (X, Y), optional
-        Columns to use; by default those where both points are finite.
+    valid : Tensor of bool, shape (X, Y) or (C,), optional
+        Columns to use, as far as both points are finite; by default all.
+    faces : Tensor of int64, shape (F, 3), optional
+        Triangles of columns that do not lie on a grid.
 
     Returns
     -------
-    Tensor, shape (X, Y), float64
+    Tensor, shape (X, Y) or (C,), float64
         Mean of the distance from the upper point to the lower surface and from the
         lower point to the upper surface; NaN at columns that are left out.
 
@@ -99,31 +102,46 @@ def nearest_thickness_mm(
     Close to the rim of an open surface the other surface may end before the true
     foot point does; the distance is then to the rim.
     """
-    if upper_mm.shape != lower_mm.shape:
-        raise StepError(
-            "the two surfaces are on different columns",
-            expected=str(tuple(upper_mm.shape)),
-            got=str(tuple(lower_mm.shape)),
-        )
+    _check_shapes(upper_mm, lower_mm, valid, on_grid=faces is None)
     upper_mm, lower_mm = upper_mm.to(torch.float64), lower_mm.to(torch.float64)
-    if valid is None:
-        valid = torch.isfinite(upper_mm + lower_mm).all(dim=-1)
+    finite = torch.isfinite(upper_mm + lower_mm).all(dim=-1)
+    valid = finite if valid is None else valid & finite
     out = torch.full(valid.shape, torch.nan, dtype=torch.float64, device=upper_mm.device)
     if bool(valid.any()):
-        down = _distances(upper_mm[valid], lower_mm, wrap, valid)
-        up = _distances(lower_mm[valid], upper_mm, wrap, valid)
+        down = _distances(upper_mm[valid], *_pieces(lower_mm, wrap, valid, faces))
+        up = _distances(lower_mm[valid], *_pieces(upper_mm, wrap, valid, faces))
         out[valid] = (down + up) / 2
     return out
 
 
+def _check_shapes(
+    upper_mm: torch.Tensor, lower_mm: torch.Tensor, valid: torch.Tensor | None, *, on_grid: bool
+) -> None:
+    if upper_mm.ndim != (3 if on_grid else 2) or upper_mm.shape[-1] != 3:
+        raise StepError(
+            "the points of the surfaces have the wrong shape",
+            expected="(X, Y, 3), or (C, 3) with faces",
+            got=str(tuple(upper_mm.shape)),
+        )
+    columns = upper_mm.shape[:-1]
+    for other in (lower_mm.shape[:-1], columns if valid is None else valid.shape):
+        if other != columns:
+            raise StepError(
+                "the surfaces and their mask are on different columns",
+                expected=str(tuple(columns)),
+                got=str(tuple(other)),
+            )
+
+
 def _distances(
-    points: torch.Tensor, surface: torch.Tensor, wrap: Sequence[bool], valid: torch.Tensor
+    points: torch.Tensor, vertices: torch.Tensor, triangles: torch.Tensor
 ) -> torch.Tensor:
-    """Return the distance of points (N, 3) to a surface (X, Y, 3)."""
-    vertices, triangles = _pieces(surface, wrap, valid)
-    around = _around(triangles, len(vertices))
+    """Return the distance of points (N, 3) to a mesh."""
     distance, index = _nearest_vertices(vertices, points)
     best = distance[:, 0]
+    if not len(triangles):
+        return best
+    around = _around(triangles, len(vertices))
     for start in range(0, len(points), _CHUNK):
         part = slice(start, start + _CHUNK)
         tried = around[index[part]].flatten(1)
@@ -135,9 +153,15 @@ def _distances(
 
 
 def _pieces(
-    surface: torch.Tensor, wrap: Sequence[bool], valid: torch.Tensor
+    surface: torch.Tensor,
+    wrap: Sequence[bool],
+    valid: torch.Tensor,
+    faces: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return vertices and triangles; a single row gives its segments as flat triangles."""
+    if faces is not None:
+        number = torch.cumsum(valid, 0) - 1
+        return surface[valid], number[faces[valid[faces].all(dim=1)]]
     if min(surface.shape[:2]) > 1:
         return surface_mesh(surface, wrap, valid)
     row, there = surface.reshape(-1, 3), valid.reshape(-1)
@@ -159,10 +183,9 @@ def _around(triangles: torch.Tensor, n_vertices: int) -> torch.Tensor:
     order = torch.argsort(vertex, stable=True)
     rank = torch.arange(len(vertex), device=vertex.device)
     rank = rank - (torch.cumsum(count, 0) - count)[vertex[order]]
-    most = max(1, int(count.max()))
-    table = torch.full((n_vertices, most), -1, dtype=torch.int64, device=vertex.device)
+    table = torch.full((n_vertices, int(count.max())), -1, dtype=torch.int64, device=vertex.device)
     table[vertex[order], rank] = order // 3
-    return table if len(triangles) else table[:, :0]
+    return table
 
 
 def _nearest_vertices(
@@ -221,13 +244,13 @@ def thickness_table(
 
     Parameters
     ----------
-    thickness_mm : Tensor, shape (L, X, Y)
+    thickness_mm : Tensor, shape (L, X, Y) or (L, C)
         NaN where a layer has no thickness.
     names : sequence of str
         One for each layer.
     unit : {"um", "mm"}
         Unit of the thickness; it ends the names of the columns.
-    area_mm2 : float or Tensor (X, Y), optional
+    area_mm2 : float or Tensor, shape (X, Y) or (C,), optional
         Area that each column stands for; without it there is no area and no volume
         (a single B-scan has none).
     sectors : Sectors, optional
@@ -241,10 +264,10 @@ def thickness_table(
     """
     if unit not in UNITS:
         raise UsageError("unknown unit", expected=" | ".join(UNITS), got=repr(unit)[:20])
-    if thickness_mm.ndim != 3 or len(names) != len(thickness_mm) or len(set(names)) < len(names):
+    if thickness_mm.ndim < 2 or len(names) != len(thickness_mm) or len(set(names)) < len(names):
         raise StepError(
             "the names do not fit the layers",
-            expected=f"{len(thickness_mm)} different names for thicknesses (L, X, Y)",
+            expected=f"{len(thickness_mm)} different names for thicknesses (L, X, Y) or (L, C)",
             got=f"{len(set(names))} different names, shape {tuple(thickness_mm.shape)}",
         )
     shape = thickness_mm.shape[1:]

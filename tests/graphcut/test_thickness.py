@@ -123,12 +123,47 @@ def test_a_ring_closes() -> None:
     assert float(gap[0, 60]) == pytest.approx(float(closed[0, 60]))
 
 
+def test_columns_that_do_not_lie_on_a_grid_use_their_faces() -> None:
+    """A whole shell on nearly even points: closed, without a rim."""
+    from scipy.spatial import ConvexHull
+
+    n = 2000
+    i = np.arange(n) + 0.5
+    polar, turn = np.arccos(1 - 2 * i / n), np.pi * (1 + 5**0.5) * i
+    directions = np.stack(
+        [np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], axis=1
+    )
+    faces = torch.from_numpy(ConvexHull(directions).simplices.astype(np.int64))
+    unit = torch.from_numpy(directions)
+    shell = nearest_thickness_mm(10 * unit, 12 * unit, faces=faces)
+    edge = math.sqrt(8 * math.pi / math.sqrt(3) / n)  # of even triangles on the unit sphere
+    assert shell.shape == (n,)
+    assert float((shell - 2).abs().max()) < 12 * edge**2 / 2
+    vertices_alone = nearest_thickness_mm(10 * unit, 12 * unit, faces=faces[:0])
+    torch.testing.assert_close(vertices_alone, torch.full((n,), 2.0, dtype=torch.float64))
+    moved = nearest_thickness_mm(10 * unit, 12 * unit + raised(1.0), faces=faces)
+    expected = (
+        12 - (10 * unit - raised(1.0)).norm(dim=1) + (12 * unit + raised(1.0)).norm(dim=1) - 10
+    ) / 2
+    assert float((moved - expected).abs().max()) < 12 * edge**2 / 2
+    outer = 12 * unit
+    outer[7] = torch.nan
+    hole = nearest_thickness_mm(10 * unit, outer, faces=faces)
+    assert torch.isnan(hole).nonzero().tolist() == [[7]]
+    table = thickness_table(shell[None], ["wall"], area_mm2=4 * math.pi * 100 / n)
+    assert table["wall"]["area_mm2"] == pytest.approx(4 * math.pi * 100)
+    with pytest.raises(StepError, match=r"expected \(X, Y, 3\), or \(C, 3\) with faces"):
+        nearest_thickness_mm(unit, unit)
+
+
 def test_missing_columns_stay_missing_and_are_not_a_foot_point() -> None:
     upper = heights(lambda x, y: 0 * x, 8, 8, 0.1, 0.1)
     lower = upper + raised(0.2)
     lower[4, 4] = torch.nan
     nearest = nearest_thickness_mm(upper, lower)
     assert torch.isnan(nearest).sum() == 1
+    given = nearest_thickness_mm(upper, lower, valid=torch.ones(8, 8, dtype=torch.bool))
+    torch.testing.assert_close(given, nearest, equal_nan=True)
     torch.testing.assert_close(nearest[0, 0], torch.tensor(0.2, dtype=torch.float64))
     nothing = nearest_thickness_mm(upper, torch.full_like(upper, torch.nan))
     assert torch.isnan(nothing).all()
@@ -144,6 +179,9 @@ def test_crossing_surfaces_are_named() -> None:
         column_thickness_mm(positions[:1])
     with pytest.raises(StepError, match="on different columns"):
         nearest_thickness_mm(torch.zeros(2, 2, 3), torch.zeros(3, 2, 3))
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(StepError, match=r"on different columns; expected \(2, 2\), got \(2, 3\)"):
+        nearest_thickness_mm(torch.zeros(2, 2, 3), torch.zeros(2, 2, 3), valid=mask)
 
 
 def test_the_table_agrees_with_numpy_and_is_json() -> None:
