@@ -23,6 +23,7 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "window_intensity": "medpipe.steps.intensity:WindowIntensityd",
         "normalize_intensity": "medpipe.steps.intensity:NormalizeIntensityd",
         "clip_intensity": "medpipe.steps.intensity:ClipIntensityd",
+        "correct_bias": "medpipe.steps.bias:CorrectBiasd",
         "round_intensity": "medpipe.steps.intensity:RoundIntensityd",
         "threshold": "medpipe.steps.mask:Thresholdd",
         "largest_component": "medpipe.steps.mask:LargestComponentd",

@@ -18,10 +18,12 @@ HOST_ALLOWED = {
     ("graphcut/residual.py", "_slices"),
     ("graphcut/general.py", "_edges"),
     ("graphcut/general.py", "_values"),
+    # what the GPU leaves over is finished by the solver of the host
+    ("graphcut/stencil.py", "_host"),
     # torch has no connected components; one byte per voxel crosses
     ("steps/_components.py", "_host"),
     # SimpleITK optimises on the host; a copy of 2 mm or coarser crosses
-    ("steps/registration.py", "_to_sitk"),
+    ("steps/registration.py", "to_sitk"),
     # torch has no search tree; the nodes cross once, and the points to look up
     ("graphcut/columns/nearest.py", "_host"),
     # torch has no nearest-neighbour tree; the points of two surfaces cross

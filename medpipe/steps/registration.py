@@ -35,7 +35,7 @@ from medpipe.steps._sampling import sample_grid
 from medpipe.steps.spatial import Mode, Resample
 from medpipe.types import Affine, Json
 
-__all__ = ["Register", "RegisterD", "RegisterDict", "Registerd", "register_images"]
+__all__ = ["Register", "RegisterD", "RegisterDict", "Registerd", "register_images", "to_sitk"]
 
 Kind = Literal["rigid", "affine"]
 Metric = Literal["mattes", "correlation", "mean_squares"]
@@ -51,7 +51,7 @@ SAMPLES = 50_000
 MIN_VOXELS = 8
 
 
-def _to_sitk(image: MetaTensor) -> sitk.Image:
+def to_sitk(image: MetaTensor) -> sitk.Image:
     """Return channel 0 of a rectilinear image as a float32 SimpleITK image in LPS mm."""
     affine = LPS_TO_RAS @ affine_of(image)
     spacing = spacing_mm(affine)
@@ -97,7 +97,7 @@ def _initial(fixed: MetaTensor, moving: MetaTensor, initial: Start) -> sitk.Tran
     kind = sitk.Euler3DTransform()
     if initial == "moments":
         levels = [Resample(LEVELS_MM[0])(i) for i in (fixed, moving)]
-        a, b = (_to_sitk(i) for i in levels)
+        a, b = (to_sitk(i) for i in levels)
         # masses must not be negative: lift both so that their background weighs nothing
         lifted = [i - float(sitk.GetArrayViewFromImage(i).min()) for i in (a, b)]
         moments = sitk.CenteredTransformInitializerFilter.MOMENTS
@@ -162,7 +162,7 @@ def register_images(
     current = _initial(fixed, moving, initial)
     value = float("nan")
     for kind, level in STAGES[transform]:
-        pair = [_to_sitk(Resample(level)(i)) for i in (fixed, moving)]
+        pair = [to_sitk(Resample(level)(i)) for i in (fixed, moving)]
         if min(min(i.GetSize()) for i in pair) < MIN_VOXELS and level != LEVELS_MM[-1]:
             continue
         if min(min(i.GetSize()) for i in pair) < 4:
@@ -177,7 +177,7 @@ def register_images(
         if fixed_mask is not None:
             like = Resample(level)(fixed)
             grid = Resample(mode="nearest", fill=0.0)(fixed_mask, like)
-            method.SetMetricFixedMask(sitk.Cast(_to_sitk(grid) > 0, sitk.sitkUInt8))
+            method.SetMetricFixedMask(sitk.Cast(to_sitk(grid) > 0, sitk.sitkUInt8))
         method.SetOptimizerAsConjugateGradientLineSearch(
             learningRate=1.0,
             numberOfIterations=ITERATIONS[kind][level],
