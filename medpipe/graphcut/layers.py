@@ -72,8 +72,7 @@ class MultiObjectResult:
     step : float
         Nats per unit of the integer costs, a power of two.
     proved : bool
-        Whether flow and cut of the integer problem are equal. `bound` holds
-        only then.
+        Whether flow and cut of the integer problem are equal.
     notes : list of str
         What a reader should know: objects that are empty, a coarser step.
     cut : CutResult
@@ -152,8 +151,8 @@ def multi_object_cut(
     used, cut, coarser = _solve(graph, layers, relations, spacing, step, solver)
     masks = graph.masks(cut.source_side)
     energy = multi_object_energy(layers, relations, masks, spacing)
-    # an energy is an upper bound of itself: the sums in float64 may differ in the last digits
-    bound = min(graph.constant + used * cut.cut, energy)
+    # the optimum is at most this energy; the two sums may differ in the last digits
+    bound = min(graph.constant + used * cut.flow, energy)
     names = tuple(layer.name for layer in layers)
     notes = _notes(names, masks)
     if coarser:
