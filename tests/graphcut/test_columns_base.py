@@ -49,6 +49,13 @@ def test_voxel_centres_are_sampled_exactly_even_beside_nan(dtype):
         assert torch.equal(torch.nan_to_num(values, 99), torch.nan_to_num(image[0], 99))
 
 
+def test_a_neighbour_of_weight_zero_is_not_read():
+    points = torch.tensor([[[1.0, 2.0, 0.5], [0.5, 2.0, 1.0]]]).double()
+    image = torch.full((1, 4, 4, 4), torch.nan)
+    image[0, 1, 2, 0], image[0, 1, 2, 1], image[0, 0, 2, 1] = 1, 3, 8
+    assert Columns(points).sample(image, np.eye(4)).tolist() == [[2, 5.5]]
+
+
 def test_half_a_voxel_outside_is_the_edge_and_beyond_is_outside():
     z = torch.tensor([-0.6, -0.4, 0.0, 2.4, 2.6], dtype=torch.float64)
     points = torch.stack([torch.zeros(5), torch.zeros(5), z], -1)[None].to(torch.float64)

@@ -83,6 +83,14 @@ def test_labels_count_the_surfaces_before_a_voxel(axis, reverse):
     np.testing.assert_array_equal(labels[0], np.moveaxis(expected, -1, axis))
 
 
+def test_a_voxel_on_a_surface_lies_before_it_whatever_the_rounding():
+    affine = np.diag([1.0, 1.0, 0.1, 1.0])
+    columns = flat_columns((1, 1, 9), affine)
+    position = torch.tensor([[[0.3]]]).double()  # the voxel is at 3 · 0.1 > 0.3
+    assert float(columns.positions_mm[0, 0, 3]) > 0.3
+    assert columns.labels(position, (1, 1, 9), affine).flatten().tolist() == [0] * 4 + [1] * 5
+
+
 def test_labels_by_locating_every_voxel_are_the_same():
     affine = oblique()
     reference = 3 + torch.rand(5, 6, generator=torch.Generator().manual_seed(0)).double()
@@ -117,6 +125,7 @@ def test_missing_columns_and_voxels_beside_the_lattice_are_uncovered():
     shifted[0, 3] = 1.0
     labels = columns.labels(position, (3, 3, 3), shifted, uncovered=7)[0]
     assert (labels[2] == 7).all()
+    assert (labels[0, 1] == 7).all()  # the missing column
     assert labels[1].tolist() == [[0, 0, 1]] * 3
 
 

@@ -166,6 +166,36 @@ def test_voxelising_a_box_on_the_grid_leaves_no_holes():
     assert not bool(inside.any())
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_rays_through_the_vertices_of_an_octahedron(seed):
+    corners = torch.tensor(
+        [[7, 4, 4], [1, 4, 4], [4, 7, 4], [4, 1, 4], [4, 4, 7.2], [4, 4, 0.8]]
+    ).double()
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+    corners = corners[order]
+    hull = ConvexHull(corners.numpy())
+    faces = torch.from_numpy(hull.simplices).long()
+    a, b, c = corners[faces].unbind(1)
+    out = (torch.linalg.cross(b - a, c - a) * (a - 4)).sum(-1) > 0
+    faces = torch.where(out[:, None], faces, faces[:, [0, 2, 1]])
+    inside = voxelise(corners, faces, (9, 9, 9))
+    x, y, z = voxel_centres(np.eye(4), (9, 9, 9)).sub(4).abs().unbind(-1)
+    level = x / 3 + y / 3 + z / 3.2
+    clear = (level - 1).abs() > 1e-3
+    assert torch.equal(inside[clear], (level < 1)[clear])
+
+
+def test_normals_at_the_corners_of_a_box_do_not_depend_on_its_diagonals():
+    corners = torch.tensor([[x, y, z] for x in (-3, 3) for y in (-1, 1) for z in (-2, 2)]).double()
+    hull = ConvexHull(corners.numpy())
+    faces = torch.from_numpy(hull.simplices).long()
+    a, b, c = corners[faces].unbind(1)
+    out = (torch.linalg.cross(b - a, c - a) * a).sum(-1) > 0
+    faces = torch.where(out[:, None], faces, faces[:, [0, 2, 1]])
+    expected = torch.sign(corners) / math.sqrt(3)
+    torch.testing.assert_close(vertex_normals(corners, faces), expected)
+
+
 def ellipsoid(level=3, axes=(6.0, 4.0, 3.0)):
     directions, faces = icosphere(level)
     return directions * torch.tensor(axes).double() + torch.tensor(CENTER).double(), faces

@@ -17,6 +17,8 @@ from medpipe.graphcut.columns.radii import radial_nodes
 
 __all__ = ["cylindrical_columns"]
 
+DISTANCES = 16_000_000  # between points and stations at a time
+
 
 @dataclass(frozen=True)
 class CylinderMap(InverseMap):
@@ -50,7 +52,8 @@ class CylinderMap(InverseMap):
 
     def _locate_near(self, points: torch.Tensor) -> Location:
         stations = len(self.stations)
-        nearest = torch.cdist(points, self.stations).argmin(-1)
+        chunks = points.split(max(1, DISTANCES // stations))
+        nearest = torch.cat([torch.cdist(p, self.stations).argmin(-1) for p in chunks])
         ahead = ((points - self.stations[nearest]) * self.frames[nearest, 0]).sum(-1) >= 0
         first = torch.where(ahead, nearest, nearest - 1)
         if not self.closed:
