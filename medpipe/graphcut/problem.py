@@ -293,7 +293,8 @@ def _check_capacity(capacity: Capacity, shape: tuple[int, ...], what: str) -> No
     else:
         if capacity.is_floating_point() or capacity.is_complex():
             raise StepError(f"the {what} are not integers", hint="use quantise()")
-        if torch.broadcast_shapes(capacity.shape, shape) != shape:
+        sizes = zip(capacity.shape[::-1], shape[::-1], strict=False)
+        if capacity.ndim > len(shape) or any(a not in (1, b) for a, b in sizes):
             raise StepError(
                 f"the {what} have a wrong shape",
                 expected=str(shape),
