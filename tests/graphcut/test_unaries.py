@@ -162,6 +162,13 @@ def test_nested_costs_add_up_to_the_cost_of_the_classes():
 
 
 @pytest.mark.parametrize("costs", [gaussian_mixture_costs, histogram_costs])
+def test_a_density_is_per_unit_of_intensity(costs):
+    image, side = two_sided((16, 16, 16))
+    for one, ten in zip(costs(image, side, ~side), costs(image * 10, side, ~side), strict=True):
+        np.testing.assert_allclose(ten, one + math.log(10), atol=1e-3)
+
+
+@pytest.mark.parametrize("costs", [gaussian_mixture_costs, histogram_costs])
 def test_unusable_seeds_and_images_are_refused(costs):
     image, side = two_sided((4, 4, 4))
     with pytest.raises(StepError, match="no background seeds"):
