@@ -11,6 +11,7 @@ from medpipe.errors import StepError, UsageError
 from medpipe.graphcut.general import solve_ortools, solve_scipy
 from medpipe.graphcut.problem import INFINITE, CutProblem, CutResult, cut_value
 from medpipe.graphcut.pseudoflow import solve_pseudoflow
+from medpipe.graphcut.stencil import solve_stencil
 
 __all__ = ["Solver", "min_cut"]
 
@@ -20,6 +21,7 @@ Solve = Callable[[CutProblem], tuple[torch.Tensor, int, dict[str, Any]]]
 
 SOLVERS: dict[str, Solve] = {
     "pseudoflow": solve_pseudoflow,
+    "stencil": solve_stencil,
     "ortools": solve_ortools,
     "scipy": solve_scipy,
 }
@@ -58,7 +60,7 @@ def min_cut(problem: CutProblem, solver: Solver = "auto") -> CutResult:
     try:
         cut = cut_value(problem, side)
     except StepError:
-        if name != "pseudoflow" or not _may_overfill(problem):
+        if name not in ("pseudoflow", "stencil") or not _may_overfill(problem):
             raise
         # so much flow came together that it filled an arc of infinite capacity
         side, flow, stats = solve_pseudoflow(problem, wide=True)
