@@ -104,6 +104,32 @@ def test_cells_of_a_star_fill_the_shell():
     columns.check_uncrossed()
 
 
+@pytest.mark.parametrize("level", [0, 1, 4])
+def test_points_are_located_in_the_triangle_that_holds_their_direction(level):
+    columns = star_columns(CENTER, inner_mm=1, outer_mm=2, node_mm=1, subdivisions=level)
+    directions, faces = icosphere(level)
+    offset = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0)).double()
+    place = columns.inverse.locate(offset + torch.tensor(CENTER).double())
+    torch.testing.assert_close(place.position_mm, torch.linalg.vector_norm(offset, dim=-1))
+    rows = torch.cat([faces, place.columns]).sort(-1).values
+    assert len(torch.unique(rows, dim=0)) == len(faces)  # each is a triangle of the mesh
+    inside = (place.weights[..., None] * directions[place.columns]).sum(1)
+    inside = inside / torch.linalg.vector_norm(inside, dim=-1, keepdim=True)
+    torch.testing.assert_close(inside, offset / place.position_mm[:, None], rtol=0, atol=1e-12)
+
+
+def test_the_centre_of_a_star_is_inside():
+    columns = star_columns((1, 1, 1), inner_mm=1, outer_mm=4, node_mm=1, subdivisions=1)
+    labels = columns.labels(torch.full((1, 42), 1.5), (3, 3, 3), np.eye(4))[0]
+    assert int(labels[1, 1, 1]) == 0
+    assert int((labels == 0).sum()) == 19  # all but the corners, √3 mm away
+    assert torch.isnan(columns.positions_mm).sum() == 0
+    missing = torch.full((1, 42), 1.5)
+    missing[0, 0] = torch.nan
+    some = columns.labels(missing, (3, 3, 3), np.eye(4), uncovered=5)[0]
+    assert 0 < int((some == 5).sum()) < 27
+
+
 def bumpy(directions):
     """A smooth star-shaped radius in mm."""
     x, y, z = directions.unbind(-1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fill_labels"]
 
-CHUNK = 2**19  # voxels at a time; a locator holds up to some 60 numbers for each
+CHUNK = 2**19  # voxels at a time; a locator holds some 60 numbers for each
 TOL_MM = 1e-6  # a voxel this close behind a surface lies on it
 
 
@@ -63,8 +63,23 @@ def _locate_all(
             [flat // (shape[1] * shape[2]), flat // shape[2] % shape[1], flat % shape[2]], -1
         )
         points = index.to(torch.float64) @ matrix[:3, :3].T + matrix[:3, 3]
-        out[start : start + CHUNK] = _regions(inverse.locate(points), surfaces, uncovered)
+        out[start : start + CHUNK] = _regions_of(inverse, points, surfaces, uncovered)
     return out.reshape(shape)
+
+
+def _regions_of(
+    inverse: InverseMap, points: torch.Tensor, surfaces: torch.Tensor, uncovered: int
+) -> torch.Tensor:
+    """Return the regions of points; those clearly before or beyond all surfaces at once."""
+    quick = inverse.quick_position(points)
+    if quick is None or bool(torch.isnan(surfaces).any()):
+        return _regions(inverse.locate(points), surfaces, uncovered)
+    labels = torch.where(quick > surfaces.max(), len(surfaces), 0).to(torch.int16)
+    between = (quick >= surfaces.min() - TOL_MM) & (quick <= surfaces.max() + TOL_MM)
+    near = torch.nonzero(between)[:, 0]
+    if len(near):
+        labels[near] = _regions(inverse.locate(points[near]), surfaces, uncovered)
+    return labels
 
 
 def _regions(place: Location, surfaces: torch.Tensor, uncovered: int) -> torch.Tensor:

@@ -52,6 +52,10 @@ class InverseMap(ABC):
     def locate(self, points_mm: torch.Tensor) -> Location:
         """Return the place of points (N, 3) among the columns."""
 
+    def quick_position(self, points_mm: torch.Tensor) -> torch.Tensor | None:
+        """Return the positions of points (N, 3), all covered, if no column is needed for that."""
+        return None
+
     def direct(self, shape: tuple[int, int, int], affine: Affine) -> Direct | None:
         """Return the positions of all voxels of a grid if each lies on one column."""
         return None

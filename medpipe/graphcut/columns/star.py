@@ -18,6 +18,8 @@ from medpipe.graphcut.columns.radii import radial_nodes
 __all__ = ["icosphere", "star_columns"]
 
 MAX_SUBDIVISIONS = 8  # 655 362 directions
+CHILD_ACROSS = (2, 0, 1)
+"""Child of a triangle that lies across each edge of its middle child, opposite corner n."""
 
 
 @lru_cache(maxsize=4)
@@ -97,38 +99,40 @@ class StarMap(InverseMap):
         """Return the place of points (N, 3) among the columns.
 
         The triangle is found from the 20 faces of the icosahedron down through
-        their four children each.
+        their four children each: a direction is in the middle child, or across the
+        edge for whose opposite corner its coefficient is negative.
         """
         vertices, levels = _levels(self.subdivisions)
         vertices = vertices.to(points_mm.device)
         offset = points_mm - self.center_mm
         radius = torch.linalg.vector_norm(offset, dim=-1)
-        direction = offset / radius.clamp_min(1e-300)[:, None]
         # the centre lies in no triangle; any will do
-        direction = torch.where(radius[:, None] == 0, vertices[0], direction)
+        direction = torch.where(radius[:, None] == 0, vertices[0], offset)
         faces = levels[0].to(points_mm.device)
-        face = torch.zeros(len(offset), dtype=torch.int64, device=points_mm.device)
-        best = torch.full_like(radius, -torch.inf)
-        for candidate in range(len(faces)):
-            inside = _barycentric(direction, vertices[faces[candidate]][None]).amin(-1)
-            face = torch.where(inside > best, candidate, face)
-            best = torch.maximum(best, inside)
+        duals = _duals(vertices[faces])
+        inside = (direction @ duals.reshape(-1, 3).T).reshape(-1, len(faces), 3).amin(-1)
+        face = inside.argmax(-1)
+        child = torch.tensor(CHILD_ACROSS, device=face.device)
         for level in levels[1:]:
-            children = face[:, None] * 4 + torch.arange(4, device=face.device)
-            corners = vertices[level.to(face.device)[children]]
-            inside = _barycentric(direction[:, None], corners).amin(-1)
-            face = children.gather(1, inside.argmax(-1, keepdim=True))[:, 0]
+            middle = _duals(vertices[level[3::4].to(face.device)])
+            part = (middle[face] @ direction[..., None])[..., 0]
+            least = part.min(-1)
+            face = face * 4 + torch.where(least.values < 0, child[least.indices], 3)
         columns = levels[-1].to(face.device)[face]
-        weights = _barycentric(direction, vertices[columns]).clamp_min(0)
+        weights = (_duals(vertices[columns]) @ direction[..., None])[..., 0].clamp_min(0)
         return Location(columns, weights / weights.sum(-1, keepdim=True), radius)
 
+    def quick_position(self, points_mm: torch.Tensor) -> torch.Tensor | None:
+        """Return the radius of points (N, 3)."""
+        return torch.linalg.vector_norm(points_mm - self.center_mm, dim=-1)
 
-def _barycentric(direction: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
-    """Return the coefficients (..., 3) of directions in the corners (..., 3, 3) of triangles."""
+
+def _duals(corners: torch.Tensor) -> torch.Tensor:
+    """Return the rows (..., 3, 3) that give the coefficients of a vector in three corners."""
     a, b, c = corners.unbind(-2)
-    volume = (torch.linalg.cross(a, b) * c).sum(-1)
+    volume = (torch.linalg.cross(a, b) * c).sum(-1)[..., None, None]
     parts = [torch.linalg.cross(p, q) for p, q in ((b, c), (c, a), (a, b))]
-    return torch.stack([(direction * p).sum(-1) / volume for p in parts], -1)
+    return torch.stack(parts, -2) / volume
 
 
 def star_columns(
