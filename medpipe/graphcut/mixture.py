@@ -76,8 +76,7 @@ def fit_gaussian_mixture(
     """Fit a Gaussian mixture by expectation maximisation.
 
     The values are summed up by evenly spaced order statistics, so that the cost
-    does not grow with the image and the result does not depend on the order of
-    the voxels. Two starts, means at quantiles and means evenly spaced over the
+    of a step does not grow with the image. Two starts, means at quantiles and means evenly spaced over the
     central 98 %, are each improved by k-means; the fit of the higher likelihood
     is returned. Nothing is random.
 
