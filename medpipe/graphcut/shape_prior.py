@@ -5,7 +5,8 @@ inside", q being the next voxels along the field. An object that obeys them is s
 about the place where the field ends, along the field's own lines (Veksler 2008,
 doi 10.1007/978-3-540-88690-7_34, for straight ones). With all neighbours in a cone around
 the field the arcs bound the angle between the object's normal and the field: the hedgehog
-prior (Isack, Veksler, Sonka and Boykov 2016, doi 10.1109/CVPR.2016.266).
+prior (Isack, Veksler, Sonka and Boykov, CVPR 2016; Isack, Boykov and Veksler,
+arXiv 1602.01006).
 """
 
 from __future__ import annotations

@@ -23,6 +23,9 @@ from medpipe.types import Affine, Volume
 
 __all__ = ["HU", "PelvisCT", "PelvisLabel", "PelvisPhantom", "pelvis_ct", "rough_presegmentation"]
 
+TILE = 64
+"""Grids are painted in tiles of so many pixels a side: most shapes are far from most tiles."""
+
 
 class PelvisLabel(IntEnum):
     """Values of the label maps."""
@@ -119,7 +122,10 @@ class PelvisCT:
         ij = np.stack(np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij"), -1)
         plane = ij @ a[:3, :2].T + a[:3, 3]
         for k in range(shape[2]):
-            labels[:, :, k], hu[:, :, k] = self._paint(plane + k * a[:3, 2])
+            for i in range(0, shape[0], TILE):
+                for j in range(0, shape[1], TILE):
+                    at = (slice(i, i + TILE), slice(j, j + TILE), k)
+                    labels[at], hu[at] = self._paint(plane[at[:2]] + k * a[:3, 2])
         return labels, hu
 
     def _paint(self, points_mm: ArrayLike) -> tuple[NDArray[np.uint8], Array]:
@@ -150,6 +156,8 @@ class PelvisCT:
         canvas.ellipsoid(PelvisLabel.MUSCLE, (0, 6, -58), (34, 46, 16))  # pelvic floor
 
     def _paint_organs(self, canvas: Canvas) -> None:
+        if canvas.far((0, 0, 0), 100):
+            return
         p = canvas.p
         bumps = F(0.9) * self._bumps(*p)
         wall = capsule(p, (0, -34, -60), (0, -44, 60), 15.0, 18.0)
