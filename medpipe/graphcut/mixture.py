@@ -76,9 +76,9 @@ def fit_gaussian_mixture(
     """Fit a Gaussian mixture by expectation maximisation.
 
     The values are summed up by evenly spaced order statistics, so that the cost
-    of a step does not grow with the image. Two starts, means at quantiles and means evenly spaced over the
-    central 98 %, are each improved by k-means; the fit of the higher likelihood
-    is returned. Nothing is random.
+    of a step does not grow with the image. Two starts, means at quantiles and means
+    evenly spaced over the central 98 %, are each improved by k-means; the fit of
+    the higher likelihood is returned. Nothing is random.
 
     Parameters
     ----------
