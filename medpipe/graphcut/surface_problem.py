@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -268,6 +268,10 @@ def _tie(
     jump = inf if prior.max_jump_mm is None else prior.max_jump_mm
     expected = _on_columns(problem, prior.expected_mm)
     limit = _on_columns(problem, jump)
+    if isinstance(prior.weight, torch.Tensor) or isinstance(prior.width_mm, torch.Tensor):
+        weight, width = (_on_columns(problem, v) for v in (prior.weight, prior.width_mm))
+        prior = replace(prior, weight=weight[..., None], width_mm=width[..., None])
+    prior = replace(prior, expected_mm=expected[..., None])
     soft = None if prior.kind == "none" else prior
     return Relation(
         label, offset, lower, upper, soft, expected - limit, expected + limit, exists, row

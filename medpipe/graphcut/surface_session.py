@@ -45,7 +45,8 @@ class SurfaceSession:
     def __init__(
         self, problem: SurfaceProblem, *, step: float | None = None, solver: Solver = "auto"
     ) -> None:
-        self.problem = replace(problem, costs=problem.costs.clone())
+        # whole costs become real ones: edits may be fractions or forbid a node
+        self.problem = replace(problem, costs=problem.costs.to(torch.float64))
         self.solver = solver
         self._graph = build_graph(self.problem, step)
         self._forbidden = torch.isinf(self.problem.costs)
