@@ -12,6 +12,7 @@ capacities goes to the solver on the CPU, which goes on from there.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -75,11 +76,32 @@ def solve_stencil(
     StepError
         If `max_rounds` are not enough and nothing may be handed over.
     """
-    state = stencil_state(problem)
-    kernel, relabel, sweeps = _kernels(problem.device)
-    on_host = problem.device.type == "cpu"
-    budget = (STEPS_HOST if on_host else STEPS_CUDA) if hand_over else 2**62
-    stats = {"kernel": kernel, "arcs_per_node": state.lattice.slots}
+    # kernels start on the current device, which need not be that of the problem
+    with torch.cuda.device_of(problem.source):
+        state = stencil_state(problem)
+        waiting, complete, stats = _flow(state, period, max_rounds, hand_over)
+    if not waiting:
+        return (state.label >= FAR).reshape(problem.shape), state.flow(), stats
+    if not hand_over:
+        raise StepError(
+            "the cut is not finished", got=f"{max_rounds} rounds", hint="let the CPU finish it"
+        )
+    if not complete:
+        # nobody is known to be cut off from the sink
+        state.label.fill_(1)
+    stats["handed_over"] = int(state.active().sum())
+    side, flow = _finish(state)
+    return side.reshape(problem.shape).to(problem.device), flow, stats
+
+
+def _flow(
+    state: StencilState, period: int, max_rounds: int, hand_over: bool
+) -> tuple[int, bool, dict[str, Any]]:
+    """Push what can be pushed; return how many nodes wait, whether the labels hold, counts."""
+    device = state.excess.device
+    kernel, relabel, sweeps = _kernels(device)
+    steps = STEPS_HOST if device.type == "cpu" else STEPS_CUDA
+    budget = steps if hand_over else 2**62
     rounds, swept, levels = 0, 0, 0
     while True:
         gone, complete = relabel(state, budget - swept - levels)
@@ -88,19 +110,8 @@ def solve_stencil(
         if not waiting or rounds >= max_rounds or swept + levels >= budget:
             break
         swept += sweeps(state, period)
-    stats |= {"rounds": rounds, "sweeps": swept, "levels": levels, "handed_over": 0}
-    if not waiting:
-        return (state.label >= FAR).reshape(problem.shape), state.flow(), stats
-    if not hand_over:
-        raise StepError(
-            "the cut is not finished", got=f"{rounds} rounds", hint="let the CPU finish it"
-        )
-    if not complete:
-        # nobody is known to be cut off from the sink
-        state.label.fill_(1)
-    stats["handed_over"] = int(state.active().sum())
-    side, flow = _finish(state)
-    return side.reshape(problem.shape).to(problem.device), flow, stats
+    stats = {"kernel": kernel, "arcs_per_node": state.lattice.slots, "rounds": rounds}
+    return waiting, complete, stats | {"sweeps": swept, "levels": levels, "handed_over": 0}
 
 
 def residual_state(state: StencilState) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,10 +159,28 @@ def _host(values: torch.Tensor) -> np.ndarray:
 
 def _kernels(device: torch.device) -> tuple[str, Relabel, Sweeps]:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if (device.type == "cuda" or interpreted) and importlib.util.find_spec("triton"):
+    if (device.type == "cuda" or interpreted) and _triton_works(device):
         from medpipe.graphcut import stencil_triton
 
         return "triton", stencil_triton.relabel, stencil_triton.sweeps
     from medpipe.graphcut import stencil_torch
 
     return "torch", stencil_torch.relabel, stencil_torch.sweeps
+
+
+@functools.cache
+def _triton_works(device: torch.device) -> bool:
+    """Return whether kernels can be built: that takes Triton, a C compiler and headers."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from medpipe.graphcut import stencil_triton
+
+    one = torch.ones(2, dtype=torch.int32, device=device)
+    state = stencil_state(CutProblem(one, one, []))
+    try:
+        stencil_triton.relabel(state, 1)
+        stencil_triton.sweeps(state, 1)
+    except Exception:
+        # each missing part raises an error of its own kind; plain torch needs none of them
+        return False
+    return True

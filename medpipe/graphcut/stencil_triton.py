@@ -21,6 +21,9 @@ __all__ = ["relabel", "sweeps"]
 
 BLOCK = 256
 
+OPTIONS = {"enable_fp_fusion": False}
+"""No kernel has floats; without this, Triton 3.9 warns that its default will change."""
+
 LEVELS_A_CHECK = 32
 """Levels of the search between two looks of the host at whether it is over."""
 
@@ -50,7 +53,9 @@ def relabel(state: StencilState, limit: int) -> tuple[int, bool]:
         for step in range(LEVELS_A_CHECK):
             if step == LEVELS_A_CHECK - 1:
                 changed.zero_()
-            _level_kernel[_grid(state)](state.label, state.capacity, changed, level, *lattice)
+            _level_kernel[_grid(state)](
+                state.label, state.capacity, changed, level, *lattice, **OPTIONS
+            )
             level += 1
         if not bool(changed):
             return level, True
@@ -73,10 +78,18 @@ def sweeps(state: StencilState, count: int) -> int:
     lattice = _lattice(state)
     for _ in range(count):
         _send_kernel[_grid(state)](
-            state.excess, state.room, label, state.capacity, sent, sender, *lattice
+            state.excess, state.room, label, state.capacity, sent, sender, *lattice, **OPTIONS
         )
         _take_kernel[_grid(state)](
-            state.excess, state.room, label, other, state.capacity, sent, sender, *lattice
+            state.excess,
+            state.room,
+            label,
+            other,
+            state.capacity,
+            sent,
+            sender,
+            *lattice,
+            **OPTIONS,
         )
         label, other = other, label
     state.label = label

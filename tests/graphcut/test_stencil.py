@@ -363,22 +363,49 @@ def test_triton_kernels_do_what_torch_does_to_the_bit():
     assert done.stdout.strip() == "same bits", done.stderr[-2000:]
 
 
+def test_where_kernels_cannot_run_torch_is_taken():
+    pytest.importorskip("triton")
+    # kernels take no tensors of the host unless they are interpreted
+    assert not stencil._triton_works(torch.device("cpu"))
+    assert solve_stencil(make.maze(4, 1))[2]["kernel"] == "torch"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", INSTANCES)
 def test_the_gpu_gives_the_same(name):
     problem = INSTANCES[name]()
-    on_gpu = CutProblem(
-        problem.source.cuda(),
-        problem.sink.cuda(),
-        [ArcFamily(a.offset, *map(cuda, (a.forward, a.backward))) for a in problem.arcs],
-        problem.wrap,
-        None if problem.links is None else problem.links.cuda(),
-    )
-    result, other = min_cut(on_gpu), min_cut(problem, "pseudoflow")
+    result, other = min_cut(on_gpu(problem)), min_cut(problem, "pseudoflow")
     assert result.solver == "stencil"
     assert result.source_side.is_cuda
     assert result.flow == result.cut == other.flow
     assert torch.equal(result.source_side.cpu(), other.source_side)
+
+
+@pytest.mark.gpu
+def test_kernels_on_the_gpu_do_what_torch_does_to_the_bit():
+    pytest.importorskip("triton")
+    from medpipe.graphcut import stencil_triton
+
+    for problem in kernel_problems():
+        states = stencil_state(problem), stencil_state(on_gpu(problem))
+        for _ in range(3):
+            stencil_torch.relabel(states[0], 1000)
+            stencil_torch.sweeps(states[0], 3)
+            stencil_triton.relabel(states[1], 1000)
+            stencil_triton.sweeps(states[1], 3)
+            for name in ("capacity", "excess", "room", "label"):
+                assert torch.equal(getattr(states[0], name), getattr(states[1], name).cpu())
+
+
+def on_gpu(problem: CutProblem) -> CutProblem:
+    """Return a problem with all its tensors on the GPU."""
+    return CutProblem(
+        problem.source.cuda(),
+        problem.sink.cuda(),
+        [ArcFamily(a.offset, cuda(a.forward), cuda(a.backward)) for a in problem.arcs],
+        problem.wrap,
+        None if problem.links is None else problem.links.cuda(),
+    )
 
 
 def cuda(capacity: torch.Tensor | int) -> torch.Tensor | int:
