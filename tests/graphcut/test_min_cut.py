@@ -23,6 +23,7 @@ from medpipe.graphcut.problem import (
     tails_and_heads,
 )
 from medpipe.graphcut.solve import SOLVERS, min_cut
+from medpipe.graphcut.surfaces import ConvexPrior, Separation, SurfaceProblem, optimal_surfaces
 
 
 def loose(depth: int, size: int, seed: int) -> np.ndarray:
@@ -357,4 +358,30 @@ def test_quantise_loses_at_most_half_a_step(costs, step):
     assert bool((done.values[hard] == INFINITE).all())
     error = (done.values[~hard].double() * done.step - real[~hard]).abs()
     assert done.largest_error <= step / 2 * (1 + 1e-9)
-    assert bool((error <= done.largest_error + 1e-9 * step).all())
+    assert bool((error <= done.largest_error + 1e-9 * step + 1e-12 * real[~hard].abs()).all())
+
+
+# --- the builder of the package makes the same problems --------------------------------
+
+
+@pytest.mark.parametrize("kind", [*make.SMOOTH, "irregular"])
+@pytest.mark.parametrize("seed", range(2))
+def test_optimal_surfaces_are_those_of_the_instances(kind, seed):
+    width, depth = (6, 5), 14
+    surfaces = 1 if kind == "irregular" else 2  # separations of instances are in nodes
+    costs = torch.from_numpy(make.layer_costs(surfaces, width, depth, seed)).double()
+    if kind == "irregular":
+        places = torch.from_numpy(make.jittered(width, depth, seed)).double()
+        prior, apart = ConvexPrior("linear", 1, max_jump_mm=16), ()
+        problem = make.irregular(width, depth, 1, seed)
+    else:
+        places = torch.arange(depth).double()
+        name, weight = {"linear": ("linear", 4), "quadratic": ("quadratic", 2)}.get(
+            kind, ("none", 1)
+        )
+        prior = ConvexPrior(name, weight, max_jump_mm=make.SMOOTH[kind][1])
+        apart = Separation(*make.limits(surfaces, depth))
+        problem = make.columns(kind, width, depth, surfaces, seed)
+    result = optimal_surfaces(SurfaceProblem(costs, places, prior, apart))
+    assert result.proved
+    assert torch.equal(result.index, min_cut(problem).source_side.sum(-1) - 1)
