@@ -189,6 +189,34 @@ def brain_mr(
 
 
 @app.command
+def pelvis_ct(folder: Path, /, *, patients: int = 2, seed: int = 0, spacing_mm: float = 2.0) -> int:
+    """Write pelvic CTs, rough outlines of prostate and bladder, the truth, and cases.csv.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    patients : int
+        How many.
+    seed : int
+        Chooses the patients.
+    spacing_mm : float
+        Voxel size; the field of view is 256 x 256 x 108 mm.
+    """
+    from medpipe.io.case import Case
+    from medpipe.io.manifest import write_manifest
+    from medpipe.phantoms.pelvis_folder import write_pelvis_folder
+
+    _must_be_empty(folder)
+    with console(stderr=True).status("simulating pelvic CTs"):
+        made = write_pelvis_folder(folder, patients=patients, seed=seed, spacing_mm=spacing_mm)
+    cases = [Case(name, {"image": str(image), "rough": str(rough)}) for name, image, rough in made]
+    write_manifest(folder / "cases.csv", cases)
+    print(f"{folder / 'cases.csv'}: {len(cases)} cases")
+    return 0
+
+
+@app.command
 def nifti_folder(folder: Path, /, *, subjects: int = 3, seed: int = 0, matrix: int = 96) -> int:
     """Write a folder of NIfTI images, good ones and damaged ones, for nifti-check.
 

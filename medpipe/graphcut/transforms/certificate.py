@@ -1,0 +1,83 @@
+"""What a result says about its own optimality, in the metadata that travels with it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from monai.data.meta_tensor import MetaTensor
+
+from medpipe.graphcut.problem import CutResult
+from medpipe.types import Json, Severity
+
+__all__ = ["certificate", "with_certificate"]
+
+
+class Optimised(Protocol):
+    """The result of an exact optimisation."""
+
+    @property
+    def energy(self) -> float:
+        """Energy of the result, from the real costs."""
+
+    @property
+    def bound(self) -> float:
+        """No result that keeps the hard constraints has a lower energy."""
+
+    @property
+    def step(self) -> float:
+        """Cost of one unit of the integer problem."""
+
+    @property
+    def cut(self) -> CutResult:
+        """The minimum cut."""
+
+
+def certificate(result: Optimised) -> dict[str, Json]:
+    """Return the proof of a result as JSON values.
+
+    ``energy`` and ``bound`` are in the units of the costs; ``flow`` and ``cut`` are
+    integers of `step` each, and ``proved`` says that they are equal.
+    """
+    cut = result.cut
+    return {
+        "energy": float(result.energy),
+        "bound": float(result.bound),
+        "quantisation_step": float(result.step),
+        "flow": cut.flow,
+        "cut": cut.cut,
+        "proved": cut.proved,
+        "solver": cut.solver,
+    }
+
+
+def with_certificate(image: MetaTensor, name: str, result: Optimised, *notes: str) -> MetaTensor:
+    """Return `image` with the proof of `result` in its metadata.
+
+    The proof is kept under ``meta["medpipe"]["source"]["minimum_cut"][name]``; one
+    finding says in a sentence whether the result is proved to be optimal, and each
+    of `notes` becomes a finding too.
+    """
+    kept: dict[str, Any] = dict(image.meta.get("medpipe") or {})
+    source, findings = dict(kept.get("source") or {}), list(kept.get("findings") or [])
+    proof = certificate(result)
+    source["minimum_cut"] = dict(source.get("minimum_cut") or {}) | {name: proof}
+    gap = max(float(result.energy) - float(result.bound), 0.0)
+    said = "proved optimal" if result.cut.proved else "not proved optimal"
+    text = (
+        f"{name}: {said}, energy {result.energy:.6g}, at most {gap:.2g} above the lowest possible"
+    )
+    severity = Severity.INFO if result.cut.proved else Severity.WARNING
+    findings.append(_finding("graphcut.optimal", severity, text))
+    findings += [_finding("graphcut.note", Severity.WARNING, f"{name}: {note}") for note in notes]
+    image.meta["medpipe"] = {"source": source, "findings": findings}
+    return image
+
+
+def _finding(check: str, severity: Severity, message: str) -> dict[str, Any]:
+    return {
+        "check": check,
+        "severity": severity.name.lower(),
+        "message": message,
+        "fix": None,
+        "fixed": False,
+    }
