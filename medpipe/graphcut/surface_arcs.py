@@ -155,7 +155,7 @@ def heaviest(half: Half) -> float:
     head = torch.maximum(half.bound(), half.head_limits[0][..., None]).clamp_max(depth - 1)
     node = torch.arange(depth, device=head.device)
     cost = half.cost_between(node.expand_as(head), head)
-    before = half.cost_between((node - 1).clamp_min(0).expand_as(head), head)
+    before = half.cost_between(_before(node).expand_as(head), head)
     used = (node >= low[..., None]) & (node <= high[..., None]) & half.exists[..., None]
     fall = torch.where(node > low[..., None], cost - before, cost)
     return float(torch.where(used, fall, 0.0).max())
@@ -195,8 +195,10 @@ def add_relation(
         reach = positions.max() - positions.min()
         expected = torch.as_tensor(relation.prior.expected_mm, dtype=torch.float64)
         relation.prior.check_convex(float(reach) + float(expected.abs().max()))
+    errors = []
     for side, half in enumerate(halves(relation, positions, limits, tolerance_mm)):
-        for diagonal, capacity in _diagonals(half, step, arcs):
+        error = torch.zeros_like(half.tail[..., 0])
+        for diagonal, capacity in _diagonals(half, step, error):
             if side == 0:
                 arcs.add((*relation.offset, diagonal), relation.lower, 0, capacity)
             else:
@@ -204,47 +206,93 @@ def add_relation(
                 moved = _move(capacity, diagonal)
                 arcs.add((*relation.offset, -diagonal), relation.lower, 1, moved)
         _add_terminals(arcs, relation, half, side, step)
+        errors.append(error)
+    # of the two directions only one is paid
+    worst = torch.where(relation.exists, torch.maximum(*errors), 0.0)
+    arcs.rounding += float(worst.sum()) * step
 
 
-def _diagonals(half: Half, step: float, arcs: Arcs) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (j − k, capacity at node k) of the arcs between nodes that remain."""
+def _diagonals(half: Half, step: float, error: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (j − k, capacity at node k) of the arcs between nodes that remain.
+
+    The largest rounding error of any two nodes, in units, goes to `error` (columns).
+    """
     depth = half.tail.shape[-1]
     node = torch.arange(depth, device=half.tail.device)
     low, high = (x[..., None] for x in half.tail_limits)
     row = (node > low) & (node <= high) & half.exists[..., None]
     bound = half.bound()
+    least = torch.maximum(bound, half.head_limits[0][..., None])
     hard = row & (bound > half.head_limits[0][..., None])
     # an arc that follows from the one of the node below is left out
     follows = torch.cat([torch.zeros_like(hard[..., :1]), bound.diff(dim=-1) == 0], -1)
     follows &= node > low + 1
     jumps = torch.where(hard & ~follows, bound - node, depth)
     wanted = {int(d) for d in torch.unique(jumps) if int(d) < depth}
-    first, last = _span(half, row, bound)
-    error = torch.zeros_like(half.tail)
-    before = None
-    for d in range(min([first, *wanted], default=depth), max([last, *wanted], default=-depth) + 1):
+    first, last = _span(half, row, least)
+    sums = _Sums(half, step, least, error)
+    after = sums.at(last)
+    for d in range(max([last, *wanted]), min([first, *wanted]) - 1, -1):
         capacity = torch.zeros_like(bound)
         if first <= d <= last:
-            if before is None:
-                before = _fall(half, d - 1, step, error)
-            after = _fall(half, d, step, error)
+            before = sums.at(d - 1)
             at = node + d
-            ends = (at > half.head_limits[0][..., None]) & (at <= half.head_limits[1][..., None])
-            keep = row & ends & (at > bound)
+            keep = row & (at > least) & (at <= half.head_limits[1][..., None])
             capacity = torch.where(keep, before - after, 0)
             _check_sign(capacity)
             capacity.clamp_min_(0)
-            before = after
+            after = before
         if d in wanted:
             capacity = torch.where(jumps == d, INFINITE, capacity)
         if bool(capacity.any()):
             yield d, capacity
-    if half.prior is not None:
-        arcs.rounding += float(torch.where(row, error, 0.0).sum()) * step
+    if bool((row & (least < node + first - 1)).any()):
+        sums.add_straight(row)
 
 
-def _span(half: Half, row: torch.Tensor, bound: torch.Tensor) -> tuple[int, int]:
-    """Return the first and last diagonal that can hold a soft arc; (0, -1) for none."""
+class _Sums:
+    """The rounded sums C(k, m) of a half, diagonal by diagonal downwards, and their errors.
+
+    The cost of nodes k and m is the sum of C(k', m) over k' ≤ k, so its error is that of
+    nodes k − 1 and m, one diagonal further up, and the one of C(k, m).
+    """
+
+    def __init__(self, half: Half, step: float, least: torch.Tensor, error: torch.Tensor) -> None:
+        self.half, self.step, self.least, self.error = half, step, least, error
+        self.off = torch.zeros_like(half.tail)
+        low, high = (x[..., None] for x in half.tail_limits)
+        self.node = torch.arange(half.tail.shape[-1], device=low.device)
+        self.inside = (self.node >= low) & (self.node <= high)
+
+    def at(self, shift: int) -> torch.Tensor:
+        """Return C(k, k + `shift`) in units, int64."""
+        if self.half.prior is None:
+            return torch.zeros_like(self.least)
+        below = self.half.cost(shift + 1)
+        real = (self.half.cost(shift) - _move(below, 1)) / self.step
+        units = torch.floor(real + _BORDER)
+        self.off = _move(self.off, 1) + (units - real)
+        allowed = self.inside & (self.node + shift >= self.least)
+        off = torch.where(allowed, self.off.abs(), 0.0).amax(-1)
+        torch.maximum(self.error, off, out=self.error)
+        return units.to(torch.int64)
+
+    def add_straight(self, row: torch.Tensor) -> None:
+        """Add the error of nodes further apart than the diagonals go: the straight part.
+
+        There C(k, m) is the same for every m, so errors add up along k alone.
+        """
+        if self.half.prior is None:
+            return
+        head = self.least.clamp_max(self.node.shape[0] - 1)
+        cost = self.half.cost_between(self.node.expand_as(head), head)
+        real = (cost - self.half.cost_between(_before(self.node).expand_as(head), head)) / self.step
+        off = torch.where(row, torch.floor(real + _BORDER) - real, 0.0).cumsum(-1)
+        self.error += off.amax(-1).clamp_min(0) - off.amin(-1).clamp_max(0)
+
+
+def _span(half: Half, row: torch.Tensor, least: torch.Tensor) -> tuple[int, int]:
+    """Return the first and last diagonal that can hold a soft arc; first > last for none."""
     depth = half.tail.shape[-1]
     if half.prior is None:
         return 0, -1
@@ -252,30 +300,17 @@ def _span(half: Half, row: torch.Tensor, bound: torch.Tensor) -> tuple[int, int]
     shifted = half.tail + half.shift_mm
     top = first_at_least(half.head, shifted - half.prior.free_mm)
     top = torch.minimum(top, half.head_limits[1][..., None])
-    bottom = torch.maximum(bound, half.head_limits[0][..., None]) + 1
+    bottom = least + 1
     linear_from = half.prior.linear_from_mm
     if linear_from is not None:
         # nothing bends where the node below is already on the straight part
         below = torch.cat([shifted[..., :1], shifted[..., :-1]], -1) - linear_from
         bottom = torch.maximum(bottom, first_at_least(half.head, below))
-    used = row & (bottom <= top)
-    if not bool(used.any()):
-        return 0, -1
-    return (
-        int(torch.where(used, bottom - node, depth).min()),
-        int(torch.where(used, top - node, -depth).max()),
-    )
-
-
-def _fall(half: Half, shift: int, step: float, error: torch.Tensor) -> torch.Tensor:
-    """Return C(k, k + `shift`) in units, int64, and note the largest rounding per node."""
-    below = half.cost(shift + 1)
-    real = (half.cost(shift) - _move(below, 1)) / step
-    units = torch.floor(real + _BORDER)
-    node = torch.arange(real.shape[-1], device=real.device) + shift
-    used = node >= half.head_limits[0][..., None]
-    torch.maximum(error, torch.where(used, (units - real).abs(), 0.0), out=error)
-    return units.to(torch.int64)
+    # the lowest node of the tail pays as well, though its arcs are source capacities
+    paying = row | ((node == half.tail_limits[0][..., None]) & half.exists[..., None])
+    last = int(torch.where(paying, top - node, -depth).max())
+    first = int(torch.where(row & (bottom <= top), bottom - node, last + 1).min())
+    return first, last
 
 
 def _add_terminals(arcs: Arcs, relation: Relation, half: Half, side: int, step: float) -> None:
@@ -289,7 +324,7 @@ def _add_terminals(arcs: Arcs, relation: Relation, half: Half, side: int, step: 
     exists = half.exists[..., None]
     # beyond the head's highest node
     top = head_high.expand_as(half.tail)
-    before = (node - 1).clamp_min(0).expand_as(top)
+    before = _before(node).expand_as(top)
     real = half.cost_between(node.expand_as(top), top) - half.cost_between(before, top)
     real = real / step
     fall = torch.where((node > low) & (node <= high) & exists, torch.floor(real + _BORDER), 0.0)
@@ -298,10 +333,6 @@ def _add_terminals(arcs: Arcs, relation: Relation, half: Half, side: int, step: 
     units = torch.where((node >= head_low) & (node <= head_high), torch.floor(base + _BORDER), 0.0)
     start = -units.diff(dim=-1, prepend=units[..., :1])
     start = torch.where((node > head_low) & (node <= head_high) & exists, start, 0.0)
-    used = (node >= head_low) & (node <= head_high) & exists
-    off = torch.where(used, (torch.floor(base + _BORDER) - base).abs(), 0.0).amax(-1)
-    beyond = torch.where((node > low) & (node <= high) & exists, (fall - real).abs(), 0.0)
-    arcs.rounding += float(off.sum() + beyond.sum()) * step
     arcs.constant += int(torch.where(exists, units.gather(-1, head_high), 0.0).sum())
     _check_sign(start)
     fall, start = fall.to(torch.int64), start.clamp_min(0).to(torch.int64)
@@ -323,6 +354,10 @@ def _check_sign(capacity: torch.Tensor) -> None:
             got=f"{lowest} units",
             hint="only convex priors can be solved exactly",
         )
+
+
+def _before(node: torch.Tensor) -> torch.Tensor:
+    return (node - 1).clamp_min(0)
 
 
 def _move(values: torch.Tensor, by: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from surface_reference import SOFT, lopsided
-from test_convex import A, B, TABLE
+from test_convex import TABLE, A, B
 
 from medpipe.errors import StepError, UsageError
 from medpipe.graphcut.convex import ConvexPrior, arc_weights
@@ -101,6 +101,35 @@ def test_rounding_is_bounded(kind, step):
     assert max(off) > 0
     if step is None:
         assert graph.rounding < 0.05
+
+
+@pytest.mark.parametrize("kind", SOFT)
+@pytest.mark.parametrize("limit", [None, 2.0])
+def test_the_bound_on_rounding_is_that_of_the_worst_pair(kind, limit):
+    """Two columns, every pair of nodes: never above the bound, and it is reached."""
+    reached = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        a, b = np.cumsum(rng.uniform(0.1, 1.0, (2, 8)), -1) + rng.uniform(-2, 2, (2, 1))
+        function = lopsided if kind == "custom" else None
+        prior = ConvexPrior(kind, 0.731, 0.29, limit, 0.2, function)
+        problem = two_columns(prior, a, b, costs=torch.zeros(1, 2, 1, 8))
+        graph = build_graph(problem, 0.01)
+        worst = 0.0
+        for k, m in np.ndindex(8, 8):
+            if limit is not None and abs(b[m] - a[k] - 0.2) > limit:
+                continue
+            index = torch.tensor([k, m])[None, :, None]
+            outside = (index < graph.limits.low) | (index > graph.limits.high)
+            if bool(outside.any()):
+                continue
+            side = torch.arange(8) <= index[..., None]
+            value = (cut_value(graph.cut, side) + graph.constant) * graph.step
+            worst = max(worst, abs(value - energy_of(problem, graph.relations, index)))
+        assert worst <= graph.rounding + 1e-9
+        reached.append(worst / graph.rounding if graph.rounding else 1.0)
+    straight = kind in ("linear", "dead_zone", "huber", "custom")
+    assert np.mean(reached) > (0.4 if straight else 0.999)
 
 
 def test_arcs_are_never_negative():
