@@ -57,10 +57,11 @@ class ColumnLattice:
         self.families = _families(self.shape, wrap, positions.device)
         self.steps = _steps(self.shape, self.families, positions.device)
         # chains through a node: the larger of its neighbours before and after it
-        above = sum((f.above >= 0).to(torch.float64) for f in self.families)
-        below = sum((f.below >= 0).to(torch.float64) for f in self.families)
-        share = torch.maximum(torch.as_tensor(above), torch.as_tensor(below)).clamp(min=1)
-        self.gamma = (1 / share).to(positions.device)
+        ends = [self.positions.new_zeros(self.positions.shape[0]) for _ in range(2)]
+        for family in self.families:
+            ends[0] += family.above >= 0
+            ends[1] += family.below >= 0
+        self.gamma = 1 / torch.maximum(*ends).clamp(min=1)
         self.alike = bool((self.positions == self.positions[0]).all())
         self.known: dict[tuple[int, int], torch.Tensor] = {}
         self.bands: dict[tuple[int, int, bool], tuple[int, torch.Tensor] | None] = {}
@@ -72,8 +73,7 @@ class ColumnLattice:
         shape = (low.numel(), self.depth, self.depth)
         if self.alike:
             tables = torch.cat([self._table(f, term, low[:1], high[:1]) for term in terms])
-            one = len(terms) == 1 or self._same(terms)
-            return tables[:1].expand(shape) if one else tables[surface]
+            return tables[:1].expand(shape) if self._same(terms) else tables[surface]
         if self._same(terms):
             return self._costs(f, terms[0], low, high)
         cost = self.positions.new_empty(shape)

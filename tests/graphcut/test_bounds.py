@@ -70,6 +70,13 @@ def test_a_row_of_columns_is_exact_after_one_iteration(kind, seed):
     assert torch.equal(found.labels, found.min_marginals.argmin(-1))
 
 
+def test_one_column_is_its_costs():
+    costs = torch.tensor([3.0, 1.0, 2.0]).reshape(1, 1, 1, 3)
+    found = surface_bound(costs, torch.arange(3.0), torch.abs)
+    assert (found.bound, found.energy, found.labels.tolist()) == (1.0, 1.0, [[[1]]])
+    assert torch.equal(found.min_marginals, costs.double())
+
+
 def test_a_chain_through_surfaces_with_its_own_terms_is_exact():
     generator = torch.Generator().manual_seed(3)
     costs = torch.rand(3, 1, 1, 6, generator=generator, dtype=torch.float64)
