@@ -226,7 +226,6 @@ def _diagonals(half: Half, step: float, error: torch.Tensor) -> Iterator[tuple[i
     hard = row & (bound > half.head_limits[0][..., None])
     # an arc that follows from the one of the node below is left out
     follows = torch.cat([torch.zeros_like(hard[..., :1]), bound.diff(dim=-1) == 0], -1)
-    follows &= node > low + 1
     jumps = torch.where(hard & ~follows, bound - node, depth)
     wanted = {int(d) for d in torch.unique(jumps) if int(d) < depth}
     first, last = _span(half, row, least)

@@ -221,9 +221,20 @@ def test_a_session_solves_edits_as_if_anew():
     result, anew = session.solve(), solved_anew(session, pins)
     assert int(result.index[0, 3, 2]) == 5
     assert torch.equal(result.index, anew.index)
-    assert result.energy == anew.energy
+    assert result.energy == anew.energy == result.bound
     session.unpin(0, (3, 2))
     assert torch.equal(session.solve().index, solved_anew(session).index)
+
+
+def test_a_pinned_surface_pays_what_lies_beyond_its_neighbour():
+    """A pin at a node above the neighbour's last one: what that costs is in the bound."""
+    positions = torch.arange(8.0) + torch.tensor([0.0, 3.0])[:, None, None]
+    problem = SurfaceProblem(torch.zeros(1, 2, 1, 8), positions, ConvexPrior("linear"))
+    session = SurfaceSession(problem)
+    session.pin(0, (1, 0), 10.0, 0.1)
+    result = session.solve()
+    assert result.energy == result.bound == 3
+    assert result.proved
 
 
 def test_a_session_keeps_its_flow(monkeypatch):
