@@ -75,6 +75,17 @@ def test_positions_that_come_from_float32_keep_a_limit():
     assert optimal_surfaces(problem).energy == -2
 
 
+@pytest.mark.parametrize("node", range(10, 390, 41))
+@pytest.mark.parametrize("jump", [3, -3])
+def test_forced_nodes_at_a_limit_are_feasible(node, jump):
+    """The rounding of positions must not make a limit that is just met a conflict."""
+    costs = torch.full((1, 2, 1, 400), inf)
+    costs[0, 0, 0, node] = costs[0, 1, 0, node + jump] = 0.0
+    position = torch.arange(400) * torch.tensor(0.1)
+    limits = feasible_limits(SurfaceProblem(costs, position, ConvexPrior(max_jump_mm=0.3)))
+    assert limits.low.tolist() == limits.high.tolist() == [[[node], [node + jump]]]
+
+
 def problem(costs=None, positions=None, prior=None, separation=(), **parts):
     costs = torch.zeros(2, 3, 2, 8) if costs is None else costs
     positions = torch.arange(8.0) if positions is None else positions
