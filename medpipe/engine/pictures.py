@@ -32,7 +32,8 @@ def draw_picture(store: Store, step: CompiledStep, key: str, data: Mapping[str, 
         raise StepError("there is no image to draw a picture of")
     overlay = data.get(qc.overlay) if qc.overlay else None
     options = dict(qc.options)
-    if qc.overlay:  # a mask is called what the workflow calls it
+    if overlay is not None and float(overlay.max()) <= 1:
+        # a mask is called what the workflow calls it
         options.setdefault("labels", {"1": qc.overlay})
     figure = render(qc.kind, data[qc.key], overlay=overlay, options=options)
     numbers = json.dumps(figure.data, indent=1, sort_keys=True, allow_nan=False)

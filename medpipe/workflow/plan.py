@@ -296,6 +296,8 @@ class _Compiler:
             self.spec.refuse(f"two pictures would be called qc-{picture}.png", path)
         self.pictures.add(picture)
         options: dict[str, Json] = {} if qc.window_hu is None else {"window_hu": list(qc.window_hu)}
+        if qc.labels is not None:
+            options["labels"] = {str(n): name for n, name in enumerate(qc.labels, 1)}
         return QcSpec(key=key, kind=qc.kind, overlay=qc.overlay, options=options)
 
 

@@ -68,6 +68,12 @@ def _window(value: Any) -> Any:
     return [float(v) for v in value]
 
 
+def _names(value: Any) -> Any:
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise _wrong("a list of names, the first that of label 1", value)
+    return value
+
+
 def _keys(value: Any) -> Any:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names:
@@ -121,6 +127,7 @@ class QcModel(BaseModel):
     key: Key | None = None
     overlay: Key | None = None
     window_hu: Annotated[list[float], BeforeValidator(_window)] | None = None
+    labels: Annotated[list[str], BeforeValidator(_names)] | None = None
 
 
 class StepModel(BaseModel):

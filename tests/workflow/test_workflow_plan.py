@@ -327,3 +327,15 @@ def test_step_names_are_checked_without_a_workflow() -> None:
     check_step_names(["orient", "load_volume"])
     with pytest.raises(UsageError, match='unknown step "nope"'):
         check_step_names(["orient", "nope"])
+
+
+def test_names_of_labels_reach_the_picture(tmp_path):
+    path = tmp_path / "named.toml"
+    path.write_text(
+        'name = "named"\nversion = "1"\nsummary = "s"\n[inputs.image]\nkind = "volume"\n'
+        '[[step]]\nuse = "load_volume"\nin = "image"\n'
+        '[[step]]\nuse = "threshold"\nin = "image"\nout = "mask"\nwith = { lower = 0.5 }\n'
+        'qc = { kind = "mosaic", key = "image", overlay = "mask", labels = ["lumen", "wall"] }\n'
+    )
+    step = compile_workflow(path).steps[-1]
+    assert step.qc.options == {"labels": {"1": "lumen", "2": "wall"}}

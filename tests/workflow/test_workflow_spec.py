@@ -78,6 +78,7 @@ def test_a_good_file_has_no_problems() -> None:
         ('in = "ct"', 'in = "ct"\nqc = { window_hu = [0, nan] }', "expected two rising numbers"),
         ('in = "ct"', 'in = "ct"\nqc = { window_hu = [true, 2] }', "expected two rising numbers"),
         ('in = "ct"', 'in = "ct"\nqc = { window_hu = 80 }', "expected two rising numbers"),
+        ('in = "ct"', 'in = "ct"\nqc = { labels = [1] }', "expected a list of names"),
     ],
 )
 def test_each_mistake_is_named_with_its_line(old: str, new: str, message: str) -> None:
