@@ -62,7 +62,7 @@ def shape_prior_cut(
     near_per_mm: float = 0.25,
     weight_per_mm2: float = 0.5,
     rule: ArcRule = "cone",
-    angle_deg: float = 45.0,
+    angle_deg: float = 30.0,
     prior_weight: float | None = None,
     components: int = 2,
     neighbours: Neighbours = 26,
