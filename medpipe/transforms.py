@@ -34,6 +34,8 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "statistics": "medpipe.steps.measure:Statisticsd",
         "head_mask": "medpipe.steps.head_ct:HeadMaskd",
         "brain_mask": "medpipe.steps.head_ct:BrainMaskd",
+        "brain_mask_mr": "medpipe.graphcut.transforms.brain:BrainMaskMRd",
+        "brain_tissue": "medpipe.graphcut.transforms.brain:BrainTissued",
         "graph_cut": "medpipe.graphcut.transforms.grid:GraphCutd",
         "shape_prior_graph_cut": "medpipe.graphcut.transforms.grid:ShapePriorGraphCutd",
     }

@@ -25,6 +25,7 @@ from medpipe.graphcut.solve import Solver
 from medpipe.graphcut.unaries import nested_costs, tissue_costs
 from medpipe.graphcut.vector_field import gradient_vector_flow
 from medpipe.graphcut.voxels import Spacing, check_spacing, finite_image, pair
+from medpipe.steps._base import quantiles
 
 __all__ = ["CSF", "GM", "WM", "BrainTissueResult", "brain_tissue", "prior_weight_of"]
 
@@ -38,8 +39,9 @@ SMOOTH_MM = 1.0
 CLEAN, NOISY = 0.15, 0.35
 """Noise over contrast up to which the prior counts nothing, and from which it counts fully."""
 FULL_WEIGHT = 1.5
-BRIGHTEST = 0.99
-"""What is brighter than this quantile (vessels, contrast medium) teaches no density."""
+BRIGHTEST = 4.0
+"""Vessels and contrast medium are brighter than the median by more than so many times the
+distance of the 90th percentile from it; what is so bright teaches no density."""
 SAMPLE = 2**22
 
 Links = list[tuple[tuple[int, int, int], torch.Tensor]]
@@ -150,9 +152,8 @@ def _layers(
 ) -> tuple[list[Layer], GaussianMixture, float]:
     """Return tissue and white matter as layers, the densities, and noise over contrast."""
     values = x[mask]
-    sample = values[:: -(-values.numel() // SAMPLE)]
-    rank = max(int(BRIGHTEST * sample.numel()), 1)
-    brightest = float(sample.kthvalue(rank).values)
+    median, high = quantiles(values[:: -(-values.numel() // SAMPLE)], [50, 90])
+    brightest = median + BRIGHTEST * (high - median)
     costs, mixture = tissue_costs(x, 3, mask & (x <= brightest))
     width = difference_sigma(x, mask)
     links = _within(contrast_links(x, spacing, 6, smoothness, width), mask)
