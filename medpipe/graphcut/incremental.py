@@ -42,8 +42,10 @@ class IncrementalCut:
         Raises
         ------
         StepError
-            If a capacity leaves the range 0 to INFINITE.
+            If a change is not of integers, or a capacity leaves the range 0 to INFINITE.
         """
+        if source_delta.is_floating_point() or sink_delta.is_floating_point():
+            raise StepError("the change is not of integers", hint="use quantise()")
         old = self.problem
         new = [
             (x.to(torch.int64) + delta.to(torch.int64))
@@ -59,7 +61,26 @@ class IncrementalCut:
         self.problem = problem
 
     def solve(self) -> CutResult:
-        """Return the minimum cut of the problem as it now is."""
+        """Return the minimum cut of the problem as it now is.
+
+        Raises
+        ------
+        StepError
+            If the hard constraints contradict each other. The next change may end that.
+        """
+        cut: CutResult | None = None
+        try:
+            cut = self._run()
+        except StepError:
+            if not self._state.may_overfill(self.problem):
+                raise
+        if cut is None or (not cut.proved and self._state.may_overfill(self.problem)):
+            # flow filled an arc of infinite capacity: begin anew with a larger infinity
+            self._state = residual_of(self.problem, wide=True)
+            cut = self._run()
+        return cut
+
+    def _run(self) -> CutResult:
         stats = run_pseudoflow(self._state)
         side = torch.from_numpy(~sink_side(self._state)).reshape(self.problem.shape)
         side = side.to(self.problem.device)

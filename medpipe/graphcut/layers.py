@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 COARSER = 16.0
-"""Factor of the step when hard constraints were dearer to keep than an infinite arc."""
+"""Factor of the step where the sum of all costs is too large for the solver."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +122,7 @@ def multi_object_cut(
     step : float, optional
         Nats per unit of the integer costs, rounded down to a power of two. By
         default the largest finite cost becomes at most 2^20 units; the step
-        grows where many voxels hang on one seed, so that no sum of finite costs
-        reaches an infinite one, and `notes` then says so.
+        grows where their sum is too large for the solver, and `notes` then says so.
     solver : str
         See `min_cut`.
 
@@ -157,7 +156,7 @@ def multi_object_cut(
     notes = _notes(names, masks)
     if coarser:
         notes.append(
-            f"costs were rounded to {used:g} nats, as many voxels hang on hard constraints"
+            f"costs were rounded to {used:g} nats, as their sum is too large for the solver"
         )
     return MultiObjectResult(masks, names, energy, bound, used, cut.proved, notes, cut)
 

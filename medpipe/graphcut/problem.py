@@ -20,7 +20,17 @@ import torch
 
 from medpipe.errors import StepError
 
-__all__ = ["INFINITE", "ArcFamily", "CutProblem", "CutResult", "Quantised", "cut_value", "quantise"]
+__all__ = [
+    "INFINITE",
+    "ArcFamily",
+    "CutProblem",
+    "CutResult",
+    "Quantised",
+    "cut_value",
+    "finite_part",
+    "finite_total",
+    "quantise",
+]
 
 INFINITE = 2**30
 """Capacity of an arc that must not be cut; every finite capacity is below it."""
@@ -178,6 +188,23 @@ def quantise(costs: torch.Tensor, step: float, *, what: str = "costs") -> Quanti
     return Quantised(values.to(torch.int32), float(step), error)
 
 
+def finite_part(capacity: torch.Tensor) -> torch.Tensor:
+    """Return capacities with 0 in the place of INFINITE."""
+    if capacity.dtype == torch.bool or torch.iinfo(capacity.dtype).max < INFINITE:
+        # such a type cannot even be compared with INFINITE
+        return capacity
+    return torch.where(capacity < INFINITE, capacity, 0)
+
+
+def finite_total(problem: CutProblem) -> int:
+    """Return the sum of all finite capacities: no arc ever carries more flow than that."""
+    parts = [problem.source, problem.sink]
+    for family in problem.arcs:
+        parts += [torch.as_tensor(c) for c in (family.forward, family.backward)]
+    nodes = problem.source.numel()
+    return sum(int(finite_part(p).sum(dtype=torch.int64)) * (nodes // p.numel()) for p in parts)
+
+
 def tails_and_heads(
     problem: CutProblem, offset: tuple[int, ...], values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,6 +290,12 @@ def _check_problem(problem: CutProblem) -> None:
                 "an arc family has an unusable offset",
                 expected=f"{len(shape)} integers, not all 0",
                 got=str(family.offset),
+            )
+        if problem.links is not None and not 0 <= family.offset[1] <= len(problem.links):
+            raise StepError(
+                "an arc family names a link that does not exist",
+                expected=f"0 to {len(problem.links)}",
+                got=str(family.offset[1]),
             )
         _check_capacity(family.forward, shape, where)
         _check_capacity(family.backward, shape, where)

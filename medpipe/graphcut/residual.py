@@ -17,11 +17,14 @@ import numpy.typing as npt
 import torch
 
 from medpipe.errors import StepError
-from medpipe.graphcut.problem import INFINITE, Capacity, CutProblem
+from medpipe.graphcut.problem import INFINITE, Capacity, CutProblem, finite_total
 
 __all__ = ["Residual", "residual_of"]
 
 Array = npt.NDArray[Any]
+
+_MOST_PAIRS = 2**14 - 1
+"""The solver counts the slots of a node in 16 bits."""
 
 
 @dataclass
@@ -60,6 +63,10 @@ class Residual:
     def graph(self) -> tuple[Array, Array, Array, Array, int]:
         """The lattice in the form of the kernels."""
         return self.capacity, self.shift, self.row, self.table, self.depth
+
+    def may_overfill(self, problem: CutProblem) -> bool:
+        """Return whether so much flow could come together that an infinite arc were filled."""
+        return finite_total(problem) >= self.infinite
 
     def flow(self) -> int:
         """Return the flow from source to sink once no excess can reach a deficit."""
@@ -109,13 +116,21 @@ def residual_of(problem: CutProblem, *, wide: bool = False) -> Residual:
     Raises
     ------
     StepError
-        If the lattice has more than 2^31 - 2 nodes.
+        If the lattice has more than 2^31 - 2 nodes or 2^14 - 1 pairs of arcs, or with
+        `wide` if flows could pass 64 bits.
     """
     shape, depth = problem.shape, problem.shape[-1]
     nodes = prod(shape)
     if nodes > 2**31 - 2:
         raise StepError("the lattice is too large", expected="below 2^31 nodes", got=str(nodes))
     slots = _Slots(problem)
+    if len(slots.pairs) > _MOST_PAIRS:
+        raise StepError(
+            "a node has too many arcs",
+            expected=f"at most {_MOST_PAIRS} pairs of offsets",
+            got=str(len(slots.pairs)),
+            hint="use smaller distances or a largest jump",
+        )
     infinite = _wide_infinity(problem) if wide else INFINITE - 1
     capacity = np.zeros((nodes, 2 * len(slots.pairs)), np.int64 if wide else np.int32)
     for family in problem.arcs:
@@ -144,16 +159,14 @@ def _terminal(value: torch.Tensor, infinite: int) -> Array:
 
 def _wide_infinity(problem: CutProblem) -> int:
     """Return one more than all finite capacities together."""
-    total = 1
-    values = [problem.source, problem.sink]
-    values += [c for f in problem.arcs for c in (f.forward, f.backward)]  # type: ignore[misc]
-    for value in values:
-        tensor = torch.as_tensor(value).expand(problem.shape)
-        total += int(torch.where(tensor < INFINITE, tensor, 0).sum(dtype=torch.int64))
-    if total >= 2**62 // max(problem.source.numel(), 1):
+    total = 1 + finite_total(problem)
+    # every infinite terminal sends or takes this much, and all finite ones together less
+    hard = sum(int((x >= INFINITE).sum()) for x in (problem.source, problem.sink))
+    limit = 2**62 // (hard + 1)
+    if total >= limit:
         raise StepError(
             "the capacities are too large for 64 bits",
-            expected=f"a sum below {2**62 // problem.source.numel()}",
+            expected=f"a sum below {limit}",
             got=str(total),
             hint="use a larger quantisation step",
         )

@@ -9,7 +9,7 @@ import torch
 
 from medpipe.errors import StepError, UsageError
 from medpipe.graphcut.general import solve_ortools, solve_scipy
-from medpipe.graphcut.problem import INFINITE, CutProblem, CutResult, cut_value
+from medpipe.graphcut.problem import INFINITE, CutProblem, CutResult, cut_value, finite_total
 from medpipe.graphcut.pseudoflow import solve_pseudoflow
 from medpipe.graphcut.stencil import solve_stencil
 
@@ -42,12 +42,13 @@ def min_cut(problem: CutProblem, solver: Solver = "auto") -> CutResult:
     -------
     CutResult
         The largest source side among all minimum cuts, on the device of the
-        problem. It does not depend on the solver.
+        problem. It does not depend on the solver. Where sums of finite capacities reach
+        INFINITE and 32 bits do not do, it is that of ``"pseudoflow"`` with 64 bits.
 
     Raises
     ------
     StepError
-        If the hard constraints contradict each other.
+        If the hard constraints contradict each other, or flows could pass 64 bits.
     UsageError
         If the solver is unknown.
     """
@@ -57,14 +58,16 @@ def min_cut(problem: CutProblem, solver: Solver = "auto") -> CutResult:
             "the solver is unknown", expected=", ".join(["auto", *SOLVERS]), got=str(solver)
         )
     side, flow, stats = SOLVERS[name](problem)
+    cut: int | None = None
     try:
         cut = cut_value(problem, side)
     except StepError:
-        if name not in ("pseudoflow", "stencil") or not _may_overfill(problem):
+        if not _may_overfill(problem):
             raise
+    if cut is None or (cut != flow and _may_overfill(problem)):
         # so much flow came together that it filled an arc of infinite capacity
         side, flow, stats = solve_pseudoflow(problem, wide=True)
-        cut = cut_value(problem, side)
+        name, cut = "pseudoflow", cut_value(problem, side)
     return CutResult(side, flow, cut, name, stats)
 
 
@@ -73,7 +76,5 @@ def _choose(problem: CutProblem) -> str:
 
 
 def _may_overfill(problem: CutProblem) -> bool:
-    """Return whether the finite source capacities together reach INFINITE."""
-    source = problem.source
-    finite = torch.where(source < INFINITE, source, 0)
-    return int(finite.sum(dtype=torch.int64)) >= INFINITE
+    """Return whether flow of finite capacities could fill what stands for an infinite one."""
+    return finite_total(problem) >= INFINITE - 1

@@ -16,7 +16,7 @@ from math import prod
 import torch
 
 from medpipe.errors import StepError
-from medpipe.graphcut.problem import INFINITE, ArcFamily, Capacity, CutProblem
+from medpipe.graphcut.problem import INFINITE, ArcFamily, Capacity, CutProblem, finite_part
 
 __all__ = ["FAR", "LARGEST", "Lattice", "StencilState", "stencil_state"]
 
@@ -195,7 +195,7 @@ def _finite_top(capacity: Capacity) -> int:
         return -1 if capacity == 0 else capacity % INFINITE
     if not bool(capacity.any()):
         return -1
-    return int(torch.where(capacity < INFINITE, capacity, 0).max())
+    return int(finite_part(capacity).max())
 
 
 def _step(problem: CutProblem, offset: tuple[int, ...]) -> tuple[int, torch.Tensor | None]:
@@ -240,7 +240,7 @@ def _at_tails(problem: CutProblem, capacity: Capacity, tails: torch.Tensor) -> t
     if isinstance(capacity, int) and capacity == 0:
         return None
     full = torch.as_tensor(capacity, device=problem.device).expand(problem.shape)
-    values = full.reshape(tails.shape).clamp(max=LARGEST).to(torch.int32)
+    values = full.reshape(tails.shape).to(torch.int32).clamp(max=LARGEST)
     return torch.where(tails, values, 0).reshape(-1)
 
 

@@ -426,7 +426,17 @@ def test_many_voxels_that_hang_on_one_seed_do_not_outweigh_it():
     seed[0] = True
     result = multi_object_cut([Layer("a", data, arcs=[((1, 0, 0), math.inf)], inside=seed)])
     assert result.masks.all()
-    assert result.energy == shape[0]
+    assert result.energy == result.bound == shape[0]
+    assert result.step == 2.0**-20
+    assert result.notes == ["layer a fills the whole image"]
+
+
+def test_the_step_grows_where_the_sum_of_costs_is_too_large_for_the_solver():
+    # in units of the first step the costs make 2^32, and SciPy counts in 32 bits
+    shape = (2**12, 1, 1)
+    result = multi_object_cut([Layer("a", torch.full(shape, -1.0))], solver="scipy")
+    assert result.masks.all()
+    assert result.energy == result.bound == -shape[0]
     assert result.step > 2.0**-20
     assert any("rounded" in note for note in result.notes)
 
