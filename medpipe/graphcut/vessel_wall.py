@@ -303,5 +303,5 @@ def _cut(
 SEARCH_MM = 0.6
 """How far from its first place a contour may move in later cuts."""
 
-COST_STEP = 1e-3
-"""Costs are multiples of this: a tenth of a percent of the strongest edge."""
+COST_STEP = 2e-5
+"""Costs are multiples of this: so rounding is below a thousandth of the energy."""
