@@ -38,6 +38,9 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "brain_tissue": "medpipe.graphcut.transforms.brain:BrainTissued",
         "graph_cut": "medpipe.graphcut.transforms.grid:GraphCutd",
         "shape_prior_graph_cut": "medpipe.graphcut.transforms.grid:ShapePriorGraphCutd",
+        "lumen_media": "medpipe.graphcut.transforms.vessel_wall:LumenMediad",
+        "vessel_wall_table": "medpipe.graphcut.transforms.vessel_wall:VesselWallTabled",
+        "vessel_wall_mesh": "medpipe.graphcut.transforms.vessel_wall:VesselWallMeshd",
     }
 )
 """Name of a step in a workflow → ``"module:Class"`` of its dictionary transform."""

@@ -217,6 +217,35 @@ def pelvis_ct(folder: Path, /, *, patients: int = 2, seed: int = 0, spacing_mm: 
 
 
 @app.command
+def ivus(
+    target: Path, /, *, seed: int = 0, frames: int = 8, matrix: int = 400, field_mm: float = 10.0
+) -> int:
+    """Write an intravascular ultrasound pullback as NIfTI, and lumen and wall beside it.
+
+    Parameters
+    ----------
+    target : Path
+        The .nii or .nii.gz file to write; the truth is named after it with -truth.
+    seed : int
+        Chooses the vessel and the speckle.
+    frames : int
+        Frames, 0.5 mm apart.
+    matrix : int
+        Pixels along each side of a frame.
+    field_mm : float
+        Field of view.
+    """
+    from medpipe.phantoms.ivus_file import write_ivus
+
+    if not target.name.endswith((".nii", ".nii.gz")):
+        raise UsageError("the file is no NIfTI file", expected=".nii or .nii.gz", got=target.name)
+    with console(stderr=True).status("simulating a pullback"):
+        image, truth = write_ivus(target, seed=seed, frames=frames, size=matrix, field_mm=field_mm)
+    print(f"{image}\n{truth}")
+    return 0
+
+
+@app.command
 def nifti_folder(folder: Path, /, *, subjects: int = 3, seed: int = 0, matrix: int = 96) -> int:
     """Write a folder of NIfTI images, good ones and damaged ones, for nifti-check.
 
