@@ -9,7 +9,7 @@ the same brain mask: the Gaussian mixture alone, Boykov-Jolly cuts of tissue and
 matter apart, both as nested layers of one cut, and the same with the shape prior whose
 weight follows the noise. The bias is what a correction leaves: none is made here.
 
-"slab" takes six axial slices through the middle of the brain, "half" the whole brain
+"slab" takes four axial slices through the middle of the brain, "half" the whole brain
 at 2 mm, "full" the whole brain at 1 mm.
 """
 
@@ -42,7 +42,7 @@ DEEP = {10: 150, 49: 150, 13: 175, 52: 175, 12: 128, 51: 128, 16: 178, 28: 170, 
 LEVELS = ((0.03, 0.0), (0.05, 0.1), (0.05, 0.3), (0.09, 0.1), (0.12, 0.1))
 """Noise as a part of white matter, and bias as ± of the brightness."""
 METHODS = ("mixture", "boykov_jolly", "nested", "shape_prior")
-SLAB = 6
+SLAB = 4
 
 
 def tissue_of(labels: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -172,12 +172,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     paths = sorted(options.folder.glob("*.nii.gz"))[: options.subjects]
-    subjects = [measure(path, options.size, n) for n, path in enumerate(paths)]
+    subjects = []
+    for number, path in enumerate(paths):
+        subjects.append(measure(path, options.size, number))
+        # what is measured so far is kept if the run is stopped
+        report(subjects, options.size)
+
+
+def report(subjects: list[dict[str, dict[str, list[float]]]], size: str) -> None:
+    """Write the results of the subjects so far and print what they sum up to."""
     results = summary(subjects)
-    for level, row in results.items():
-        print(level, row)
     record = {
-        "size": options.size,
+        "size": size,
         "subjects": len(subjects),
         "load_at_end": round(os.getloadavg()[0], 1),
         "measured": "mean Dice of grey and white matter per subject",
@@ -185,7 +191,10 @@ def main() -> None:
         "summary": results,
         "each": subjects,
     }
-    print(write_results("brain_tissue", record))
+    path = write_results("brain_tissue", record)
+    for level, row in results.items():
+        print(level, row)
+    print(path, flush=True)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,10 @@ DARKEST, BRIGHTEST = 0.5, 1.25
 darker than this multiple of its 90th percentile."""
 SCALP_MM = 7.0
 """Scalp and skull together are thicker."""
-CORE_MM = 4.0
-"""Erosion that severs the brain from muscles and dura."""
+CORE_MM = (4.0, 5.0, 6.0, 7.0, 8.0)
+"""Erosions that sever the brain from muscles and dura, tried in this order."""
+LARGEST_TISSUE_ML = 1600.0
+"""Grey and white matter with the partial volume around them."""
 MUSCLE = 0.9
 """Muscle is darker than this part of the median of the brain."""
 GAP_MM = 8.0
@@ -130,8 +132,8 @@ def find_brain(image: torch.Tensor, affine: Affine) -> BrainMaskResult:
     if _is_stripped(x, head, low, spacing):
         return BrainMaskResult(fill_holes(head), None, place)
     tissue = (x > low) & (x < high) & head & ~below
-    core = _core(x, tissue & erode_ball(head, SCALP_MM, spacing), median, spacing)
-    near = dilate_ball(core, CORE_MM + MARGIN_MM, spacing)
+    deep = erode_ball(head, SCALP_MM, spacing)
+    near = _grown_core(x, tissue, deep, median, spacing)
     cost = torch.where(near & tissue, -1.0, 1.0)
     # as bright as fat next to the core: a vessel, contrast medium or noise
     cost[(tissue & ~near) | ((x >= high) & near)] = 0.3
@@ -197,9 +199,24 @@ def _is_stripped(x: torch.Tensor, head: torch.Tensor, low: float, spacing: Spaci
     return bool(shell.any()) and float((x[shell] < low).float().mean()) < DARK_SHELL
 
 
-def _core(x: torch.Tensor, tissue: torch.Tensor, median: float, spacing: Spacing) -> torch.Tensor:
-    """Return the eroded brain: the largest part and those close to it that are as bright."""
-    parts = erode_ball(tissue, CORE_MM, spacing)
+def _grown_core(
+    x: torch.Tensor, tissue: torch.Tensor, deep: torch.Tensor, median: float, spacing: Spacing
+) -> torch.Tensor:
+    """Return the core of the brain, grown back and `MARGIN_MM` wider.
+
+    The erosion is the first that leaves no more than a brain: in some heads muscles
+    of the neck hang on by a bridge that a smaller ball passes.
+    """
+    for erosion_mm in CORE_MM:
+        core = _core(x, erode_ball(tissue & deep, erosion_mm, spacing), median, spacing)
+        grown = dilate_ball(core, erosion_mm + MARGIN_MM, spacing)
+        if float((grown & tissue).sum()) * _ml(spacing) < LARGEST_TISSUE_ML:
+            break
+    return grown
+
+
+def _core(x: torch.Tensor, parts: torch.Tensor, median: float, spacing: Spacing) -> torch.Tensor:
+    """Return the largest part of eroded tissue and those close to it that are as bright."""
     main = keep_largest(parts)
     if not bool(main.any()):
         raise _no_brain()
