@@ -28,6 +28,10 @@ class Optimised(Protocol):
         """Cost of one unit of the integer problem."""
 
     @property
+    def proved(self) -> bool:
+        """Whether flow and cut are equal and, where it is compared, the energy agrees."""
+
+    @property
     def cut(self) -> CutResult:
         """The minimum cut."""
 
@@ -36,7 +40,8 @@ def certificate(result: Optimised) -> dict[str, Json]:
     """Return the proof of a result as JSON values.
 
     ``energy`` and ``bound`` are in the units of the costs; ``flow`` and ``cut`` are
-    integers of `step` each, and ``proved`` says that they are equal.
+    integers of `step` each. ``proved`` is that of the result: flow and cut are equal,
+    and for surfaces the energy agrees with the cut.
     """
     cut = result.cut
     return {
@@ -45,7 +50,7 @@ def certificate(result: Optimised) -> dict[str, Json]:
         "quantisation_step": float(result.step),
         "flow": cut.flow,
         "cut": cut.cut,
-        "proved": cut.proved,
+        "proved": result.proved,
         "solver": cut.solver,
     }
 
@@ -62,11 +67,11 @@ def with_certificate(image: MetaTensor, name: str, result: Optimised, *notes: st
     proof = certificate(result)
     source["minimum_cut"] = dict(source.get("minimum_cut") or {}) | {name: proof}
     gap = max(float(result.energy) - float(result.bound), 0.0)
-    said = "proved optimal" if result.cut.proved else "not proved optimal"
+    said = "proved optimal" if result.proved else "not proved optimal"
     text = (
         f"{name}: {said}, energy {result.energy:.6g}, at most {gap:.2g} above the lowest possible"
     )
-    severity = Severity.INFO if result.cut.proved else Severity.WARNING
+    severity = Severity.INFO if result.proved else Severity.WARNING
     findings.append(_finding("graphcut.optimal", severity, text))
     findings += [_finding("graphcut.note", Severity.WARNING, f"{name}: {note}") for note in notes]
     image.meta["medpipe"] = {"source": source, "findings": findings}
