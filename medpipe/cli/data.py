@@ -246,6 +246,61 @@ def ivus(
 
 
 @app.command
+def retina_oct(
+    target: Path,
+    /,
+    *,
+    seed: int = 0,
+    kind: Literal["ring", "macula"] = "ring",
+    a_scans: int = 0,
+    b_scans: int = 0,
+) -> int:
+    """Write an OCT scan of the retina as NIfTI, and its nine true boundaries beside it.
+
+    The truth is named after the scan with -truth: depths in mm from the first sample of
+    each A-scan, nine volumes with one voxel along the depth, as oct-layers writes them.
+
+    Parameters
+    ----------
+    target : Path
+        The .nii or .nii.gz file to write.
+    seed : int
+        Chooses the eye and the speckle.
+    kind : {"ring", "macula"}
+        One circular B-scan around the optic disc, or a volume over the fovea.
+    a_scans : int
+        A-scans of a B-scan; 0 for 768 around the disc, 256 over the fovea.
+    b_scans : int
+        B-scans of a volume, 0.12 mm apart; 0 for 25.
+    """
+    from medpipe.io.nifti import write_nifti
+    from medpipe.phantoms.retina_oct import retina_oct as simulate
+    from medpipe.types import Volume
+
+    suffix = next((s for s in (".nii.gz", ".nii") if target.name.endswith(s)), None)
+    if suffix is None:
+        raise UsageError("the file is no NIfTI file", expected=".nii or .nii.gz", got=target.name)
+    ring = kind == "ring"
+    if ring and b_scans > 1:
+        raise UsageError("a ring scan has one B-scan", hint="--kind macula makes volumes")
+    columns = a_scans or (768 if ring else 256)
+    length_mm = 10.94 if ring else 3.65
+    with console(stderr=True).status("simulating an OCT scan"):
+        phantom = simulate(
+            seed,
+            kind=kind,
+            shape=(columns, 496, 1 if ring else b_scans or 25),
+            spacing_mm=(length_mm / columns, 0.00387, 0.12),
+        )
+    truth = target.with_name(target.name.removesuffix(suffix) + "-truth" + suffix)
+    write_nifti(target, phantom.volume)
+    depths = phantom.surfaces_mm.transpose(1, 2, 0)[:, None]
+    write_nifti(truth, Volume(depths.astype("float32"), phantom.volume.affine))
+    print(f"{target}\n{truth}")
+    return 0
+
+
+@app.command
 def nifti_folder(folder: Path, /, *, subjects: int = 3, seed: int = 0, matrix: int = 96) -> int:
     """Write a folder of NIfTI images, good ones and damaged ones, for nifti-check.
 

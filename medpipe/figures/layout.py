@@ -150,7 +150,12 @@ def plan_layout(
     lines = [([_plane(v, centre[VIEW_AXES[v][0]], fov, scale) for v in strip], True)]
 
     wide, tall = (max(_extent(foreground, v)[d] for v in strip) for d in (0, 1))
+    whole = scale
     scale = max((wide * n_slices) / (inner - (n_slices - 1) * GAP), tall / ROW_MAX)
+    if len(strip) == 1 and volume.data.shape[VIEW_AXES[strip[0]][0]] == 1:
+        # a single slice: its foreground once more, as large as it gets, if that shows more
+        scale = max(wide / inner, tall / STRIP_MAX)
+        strip = strip if scale < 0.95 * whole else []
     for view in strip:
         axis = VIEW_AXES[view][0]
         low, high = slices_box[axis]
