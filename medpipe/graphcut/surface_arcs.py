@@ -197,7 +197,7 @@ def add_relation(
         relation.prior.check_convex(float(reach) + float(expected.abs().max()))
     errors = []
     for side, half in enumerate(halves(relation, positions, limits, tolerance_mm)):
-        error = torch.zeros_like(half.tail[..., 0])
+        error = _base_error(half, step)
         for diagonal, capacity in _diagonals(half, step, error):
             if side == 0:
                 arcs.add((*relation.offset, diagonal), relation.lower, 0, capacity)
@@ -310,6 +310,22 @@ def _span(half: Half, row: torch.Tensor, least: torch.Tensor) -> tuple[int, int]
     last = int(torch.where(paying, top - node, -depth).max())
     first = int(torch.where(row & (bottom <= top), bottom - node, last + 1).min())
     return first, last
+
+
+def _base_error(half: Half, step: float) -> torch.Tensor:
+    """Return the largest rounding error of the cost from the tail's lowest node (columns).
+
+    Its arcs are source capacities, so it need not lie on any diagonal that is made.
+    """
+    if half.prior is None:
+        return torch.zeros_like(half.tail[..., 0])
+    low = half.tail_limits[0][..., None]
+    head_low, head_high = (x[..., None] for x in half.head_limits)
+    node = torch.arange(half.tail.shape[-1], device=low.device).expand(half.tail.shape)
+    base = half.cost_between(low.expand(half.tail.shape), node) / step
+    off = (torch.floor(base + _BORDER) - base).abs()
+    least = torch.maximum(half.bound().gather(-1, low), head_low)
+    return torch.where((node >= least) & (node <= head_high), off, 0.0).amax(-1)
 
 
 def _add_terminals(arcs: Arcs, relation: Relation, half: Half, side: int, step: float) -> None:
