@@ -78,6 +78,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "octexplorer": ("OctSurfaces", "octexplorer_bytes", "read_octexplorer"),
     "transforms.certificate": ("certificate", "with_certificate"),
     "transforms.grid": ("GraphCut", "GraphCutd", "ShapePriorGraphCut", "ShapePriorGraphCutd"),
+    "transforms.surfaces": ("OptimalSurfaces", "OptimalSurfacesd"),
 }
 
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
