@@ -17,9 +17,13 @@ import numpy.typing as npt
 import torch
 
 from medpipe.errors import StepError
+from medpipe.graphcut.jit import compiled
 from medpipe.graphcut.problem import INFINITE, Capacity, CutProblem, finite_total
 
 __all__ = ["Residual", "residual_of"]
+
+SLAB = 2**18
+"""Nodes whose capacities are put in order at once."""
 
 Array = npt.NDArray[Any]
 
@@ -132,15 +136,24 @@ def residual_of(problem: CutProblem, *, wide: bool = False) -> Residual:
             hint="use smaller distances or a largest jump",
         )
     infinite = _wide_infinity(problem) if wide else INFINITE - 1
-    capacity = np.zeros((nodes, 2 * len(slots.pairs)), np.int64 if wide else np.int32)
-    for family in problem.arcs:
-        along, against = slots.of(family.offset)
-        tails, heads = _slices(problem, family.offset)
-        for slot, place, value in (
-            (along, tails, family.forward),
-            (against, heads, family.backward),
-        ):
-            _add(problem, capacity[:, slot].reshape(shape), place, tails, value, infinite)
+    capacity = np.empty((nodes, 2 * len(slots.pairs)), np.int64 if wide else np.int32)
+    layer = nodes // shape[0]
+    # slot by slot is how capacities come, node by node how they are kept: a slab at a
+    # time, so that neither order walks through all of the memory again and again
+    thick = shape[0] if 0 in problem.wrap else max(SLAB // layer, 1)
+    for first in range(0, shape[0], thick):
+        last = min(first + thick, shape[0])
+        slab = np.zeros((capacity.shape[1], last - first, *shape[1:]), capacity.dtype)
+        for family in problem.arcs:
+            along, against = slots.of(family.offset)
+            tails, heads = _slices(problem, family.offset)
+            for slot, place, value in (
+                (along, tails, family.forward),
+                (against, heads, family.backward),
+            ):
+                _add(problem, slab[slot], first, place, tails[1], value, infinite)
+        rows = capacity[first * layer : last * layer]
+        _transpose(slab.reshape(capacity.shape[1], rows.shape[0]), rows)
     excess, base = _balance(problem, infinite)
     return Residual(capacity, excess, base, *_lattice(problem, slots), depth, infinite)
 
@@ -173,24 +186,47 @@ def _wide_infinity(problem: CutProblem) -> int:
     return total
 
 
+@compiled
+def _transpose(slab: Array, rows: Array) -> None:
+    """Copy `slab` (slots, nodes) to `rows` (nodes, slots), some nodes at a time."""
+    slots, nodes = slab.shape
+    for start in range(0, nodes, 64):
+        for slot in range(slots):
+            for node in range(start, min(start + 64, nodes)):
+                rows[node, slot] = slab[slot, node]
+
+
 def _add(
     problem: CutProblem,
-    slot: Array,
+    slab: Array,
+    first: int,
     place: tuple[Any, ...],
     tails: tuple[Any, ...],
     value: Capacity,
     infinite: int,
 ) -> None:
-    """Add the capacity given at the tails of a family to `slot` at `place`."""
+    """Add the capacity given at the tails of a family to a slab of one slot.
+
+    The slab begins at `first` along axis 0; `place` says where in the lattice the
+    capacity belongs.
+    """
     if isinstance(value, int) and value == 0:
         return
     full = torch.as_tensor(value).expand(problem.shape).cpu().numpy()
     rolls, where = place
     for axis, step in rolls:
         full = np.roll(full, step, axis)
-    amount = full[tails[1]].astype(np.int64)
-    amount[amount >= INFINITE] = infinite
-    slot[where] = np.minimum(slot[where] + amount, infinite)
+    if 0 not in problem.wrap:
+        low = max(where[0].start, first)
+        high = min(where[0].stop, first + slab.shape[0])
+        if low >= high:
+            return
+        back = tails[0].start - where[0].start
+        tails = (slice(low + back, high + back), *tails[1:])
+        where = (slice(low - first, high - first), *where[1:])
+    amount = full[tails]
+    amount = np.where(amount >= INFINITE, infinite, amount).astype(slab.dtype, copy=False)
+    slab[where] = np.minimum(slab[where] + amount, infinite)
 
 
 def _slices(

@@ -152,3 +152,12 @@ def test_the_reported_cut_is_the_sum_of_what_it_severs():
             value = INFINITE
         assert value >= result.cut
         worse[node] = ~worse[node]
+
+
+def test_capacities_do_not_depend_on_how_many_nodes_are_put_in_order_at_once(monkeypatch):
+    for seed in range(60):
+        problem = random_problem(seed)
+        whole = residual_of(problem).capacity
+        monkeypatch.setattr("medpipe.graphcut.residual.SLAB", 1 + seed % 9)
+        assert (residual_of(problem).capacity == whole).all(), seed
+        monkeypatch.undo()
