@@ -56,14 +56,14 @@ def test_clean_tissue_is_found_exactly_and_proved() -> None:
 
 def test_the_cut_beats_the_mixture_in_noise_and_the_prior_the_cut() -> None:
     truth = folded()
-    image = noisy(truth, 21.0)
+    image = noisy(truth, 30.0)
     plain = brain_tissue(image, truth > 0, (1, 1, 1), prior_weight=0)
     shaped = brain_tissue(image, truth > 0, (1, 1, 1))
     costs = plain.mixture.component_costs(image)
     voxelwise = torch.where(truth > 0, costs.argmin(0) + 1, 0)
     assert shaped.prior_weight == pytest.approx(prior_weight_of(shaped.noise_to_contrast))
     assert shaped.prior_weight > 0.5
-    assert score(plain.labels, truth) > score(voxelwise, truth) + 0.05
+    assert score(plain.labels, truth) > score(voxelwise, truth) + 0.1
     assert score(shaped.labels, truth) > score(plain.labels, truth) + 0.01
     assert shaped.result.proved
     assert torch.equal(shaped.presegmentation.masks, plain.result.masks)
