@@ -118,7 +118,7 @@ def test_views_are_upright_and_keep_volumes(ring: OCTPhantom) -> None:
 def test_medpipe_run_from_an_empty_folder(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert invoke(["data", "retina-oct", "ring.nii.gz", "--a-scans", "96", "--seed", "1"]) == 0
-    assert invoke(["run", "oct-layers", "ring.nii.gz", "OUT", "--workers", "0"]) == 0
+    assert invoke(["run", "oct-layers", "ring.nii.gz", "OUT", "--workers", "1"]) == 0
     capsys.readouterr()
     case = next((tmp_path / "OUT" / "cases").iterdir())
     scan, surfaces = nib.load("ring.nii.gz"), nib.load(case / "surfaces.nii.gz")
