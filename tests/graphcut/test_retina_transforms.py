@@ -132,7 +132,8 @@ def test_medpipe_run_from_an_empty_folder(tmp_path: Path, monkeypatch, capsys) -
     table = json.loads((case / "thickness.json").read_text())
     assert {"RNFL", "RPE", "total", "RNFL/nasal"} <= set(table)
     total = np.ptp(truth.get_fdata(), axis=3).mean() * 1000
-    assert table["total"]["mean_um"] == pytest.approx(total, abs=4)
+    # both ends lie up to 3.6 µm on the darker side of the edge, as `retina_surfaces` says
+    assert table["total"]["mean_um"] == pytest.approx(total, abs=7)
     mesh = read_vtp((case / "surfaces.vtp").read_bytes())
     assert len(mesh.lines) == 9
     read = read_octexplorer((case / "surfaces.xml").read_bytes())
