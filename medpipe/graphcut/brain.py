@@ -27,7 +27,15 @@ from medpipe.graphcut.vector_field import gradient_vector_flow
 from medpipe.graphcut.voxels import Spacing, check_spacing, finite_image, pair
 from medpipe.steps._base import quantiles
 
-__all__ = ["CSF", "GM", "WM", "BrainTissueResult", "brain_tissue", "prior_weight_of"]
+__all__ = [
+    "CSF",
+    "GM",
+    "WM",
+    "BrainTissueResult",
+    "brain_tissue",
+    "prior_weight_of",
+    "tissue_notes",
+]
 
 CSF, GM, WM = 1, 2, 3
 """Labels of cerebrospinal fluid, grey matter and white matter."""
@@ -42,6 +50,8 @@ FULL_WEIGHT = 1.5
 BRIGHTEST = 4.0
 """Vessels and contrast medium are brighter than the median by more than so many times the
 distance of the 90th percentile from it; what is so bright teaches no density."""
+PLAUSIBLE = (0.6, 3.0)
+"""Grey over white matter of a whole brain; adults have between 1 and 1.6."""
 SAMPLE = 2**22
 
 Links = list[tuple[tuple[int, int, int], torch.Tensor]]
@@ -145,6 +155,22 @@ def prior_weight_of(noise_to_contrast: float) -> float:
     between 0.15 (3 % noise in a T1-weighted image) and 0.35 (9 %).
     """
     return FULL_WEIGHT * min(max((noise_to_contrast - CLEAN) / (NOISY - CLEAN), 0.0), 1.0)
+
+
+def tissue_notes(labels: torch.Tensor) -> list[str]:
+    """Return what is implausible about the volumes of grey and white matter.
+
+    Where contrast is low (contrast medium, a lesion, a sequence that is not T1-weighted)
+    a component of the mixture may fit something else than its tissue.
+    """
+    grey, white = (int((labels == t).sum()) for t in (GM, WM))
+    low, high = PLAUSIBLE
+    if low * white <= grey <= high * white:
+        return []
+    return [
+        f"{grey} voxels of grey and {white} of white matter are implausible for a whole"
+        " brain: they may not be told apart, look at the picture"
+    ]
 
 
 def _layers(

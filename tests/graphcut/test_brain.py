@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medpipe.errors import StepError, UsageError
-from medpipe.graphcut.brain import CSF, GM, WM, brain_tissue, prior_weight_of
+from medpipe.graphcut.brain import CSF, GM, WM, brain_tissue, prior_weight_of, tissue_notes
 from medpipe.graphcut.brain_mask import find_brain
 from medpipe.phantoms.brain_mr import brain_mr
 
@@ -102,6 +102,14 @@ def test_bright_vessels_leave_the_densities_alone() -> None:
     assert [round(float(m), -1) for m in found.mixture.means] == [30, 100, 160]
     # a vessel is labelled as its surroundings are
     assert score(found.labels, truth) > 0.97
+
+
+def test_tissues_that_are_not_told_apart_are_reported() -> None:
+    labels = torch.tensor([GM] * 10 + [WM] * 10 + [CSF] * 5)
+    assert tissue_notes(labels) == []
+    labels[:5] = WM
+    (note,) = tissue_notes(labels)
+    assert "5 voxels of grey and 15 of white" in note
 
 
 def test_the_weight_of_the_prior_grows_with_noise() -> None:

@@ -10,7 +10,7 @@ from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 
 from medpipe.errors import StepError
-from medpipe.graphcut.brain import brain_tissue
+from medpipe.graphcut.brain import brain_tissue, tissue_notes
 from medpipe.graphcut.brain_mask import find_brain
 from medpipe.graphcut.solve import Solver
 from medpipe.graphcut.transforms.certificate import with_certificate
@@ -140,7 +140,8 @@ class BrainTissue(ArrayStep):
             solver=self.solver,
         )
         out = rewrap(image, found.labels[None])
-        out = with_certificate(out, "brain_tissue", found.result, *found.result.notes)
+        notes = [*found.result.notes, *tissue_notes(found.labels)]
+        out = with_certificate(out, "brain_tissue", found.result, *notes)
         out.meta["medpipe"]["source"]["brain_tissue"] = {
             "means": [round(float(m), 3) for m in found.mixture.means],
             "sigmas": [round(float(s), 3) for s in found.mixture.sigmas],
