@@ -224,8 +224,9 @@ def _add(
         back = tails[0].start - where[0].start
         tails = (slice(low + back, high + back), *tails[1:])
         where = (slice(low - first, high - first), *where[1:])
-    amount = full[tails]
-    amount = np.where(amount >= INFINITE, infinite, amount).astype(slab.dtype, copy=False)
+    # in the type of the slab first: `infinite` need not fit that of the problem
+    amount = full[tails].astype(slab.dtype, copy=False)
+    amount = np.where(amount >= INFINITE, infinite, amount)
     slab[where] = np.minimum(slab[where] + amount, infinite)
 
 
