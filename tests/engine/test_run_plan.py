@@ -254,10 +254,11 @@ def test_the_environment_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "class Lookd:\n"
         "    def __init__(self, keys): self.keys = keys\n"
         "    def __call__(self, data):\n"
-        "        names = ('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS')\n"
+        "        names = ('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS', 'OMP_WAIT_POLICY')\n"
         "        return {**data, 't': {n: os.environ.get(n) for n in names}}\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     (tmp_path / "x.txt").write_text("1")
     look = step("look", "x", "t", cls="look_steps:Lookd", makes="table")
     workflow = CompiledWorkflow("w", "1", "", {"x": InputSpec("file")}, (look,))
@@ -266,5 +267,8 @@ def test_the_environment_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyP
     summary = run_workflow(workflow, [case], tmp_path / "out", executor=executor, device="cpu")
     assert summary.exit_code == 0, summary
     record = json.loads((tmp_path / "out" / "cases" / "c1" / "case.json").read_bytes())
-    threads = str(executor.slots[0].threads)
-    assert record["tables"]["t"] == {"CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": threads}
+    assert record["tables"]["t"] == {
+        "CUDA_VISIBLE_DEVICES": "7",
+        "OMP_NUM_THREADS": str(executor.slots[0].threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # workers that wait leave their cores to the others
+    }

@@ -56,6 +56,9 @@ def _environment(slot: Slot) -> dict[str, str]:
         "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
     ):
         env[name] = str(slot.threads)
+    # Threads that wait give their core away. Where the cores are shared with other workers
+    # or programs, spinning for each other costs several times the work itself.
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if slot.gpu is not None:
         env["CUDA_VISIBLE_DEVICES"] = slot.gpu
     return env
