@@ -11,6 +11,7 @@ from typing import Any
 
 from medpipe.engine.faults import describe_fault
 from medpipe.engine.limits import peak_rss_bytes, reset_peak_rss
+from medpipe.engine.notices import notices_to
 from medpipe.engine.protocol import Event, Job, Outcome, RunSpec
 from medpipe.engine.provenance import case_folder, read_case_record, workflow_label
 from medpipe.engine.publish import CaseRecorder, is_current
@@ -131,7 +132,9 @@ class _Attempt:
             path = self.job.inputs.get(name)
             if path is not None:
                 try:
-                    self.digests[name] = digest_input(path, self.job.known.get(name))
+                    self.digests[name] = digest_input(
+                        path, self.job.known.get(name), as_images=spec.as_images
+                    )
                 except InputError as error:
                     raise error.at(f"input {name}") from None
                 self.data[name] = path
@@ -147,7 +150,8 @@ class _Attempt:
         runner.emit({"event": "step_started", "case_id": self.job.case_id, "step": step.id})
         started = time.perf_counter()
         carried = [f for k in step.keys_read() for f in findings_of(self.data.get(k))]
-        self.data = runner.steps.apply(step, todo, self.data, self.seeds.get(step.id))
+        with notices_to(self._notice):
+            self.data = runner.steps.apply(step, todo, self.data, self.seeds.get(step.id))
         self.computed += 1
         reach("after_step")
         for name in step.keys_written():
@@ -175,6 +179,10 @@ class _Attempt:
             }
         )
 
+    def _notice(self, text: str) -> None:
+        case_id, step = self.job.case_id, self.step
+        self.runner.emit({"event": "notice", "case_id": case_id, "step": step, "text": text})
+
     def _load(self, todo: StepSchedule, values: dict[str, Any]) -> None:
         for name in todo.load if todo.action is Action.REUSE else values:
             self.data[name] = self.runner.steps.to_device(values[name])
@@ -188,7 +196,10 @@ class _Attempt:
     def _require_unchanged_inputs(self) -> None:
         """Refuse to store a result under the digest of an input that changed while it was read."""
         for name, digest in self.digests.items():
-            if fingerprint_input(str(self.job.inputs[name])).value != digest.fingerprint:
+            mark = fingerprint_input(
+                str(self.job.inputs[name]), as_images=self.runner.workflow.inputs[name].as_images
+            )
+            if mark.value != digest.fingerprint:
                 raise InputError(
                     "an input changed while the case was computed",
                     where=f"input {name}",

@@ -74,6 +74,7 @@ class BarProgress:
         self._task = self._bar.add_task("cases", total=None, note="")
         self._now: dict[str, str] = {}
         self._counts = {"done": 0, "failed": 0, "cached": 0}
+        self._told: set[str] = set()
 
     def start(self, total: int, cached: int) -> None:
         """Begin; cases that need nothing are not part of the bar, so the time left is right."""
@@ -82,10 +83,13 @@ class BarProgress:
         self._note()
 
     def event(self, event: Event) -> None:
-        """Remember which step a case is in."""
+        """Remember which step a case is in; show a notice once, whichever case it comes from."""
         if event["event"] == "step_started":
             self._now[str(event["case_id"])] = str(event["step"])
             self._note()
+        elif event["event"] == "notice" and event["text"] not in self._told:
+            self._told.add(str(event["text"]))
+            self._bar.console.print(event["text"], highlight=False, markup=False)
 
     def outcome(self, outcome: Outcome) -> None:
         """Count a case."""

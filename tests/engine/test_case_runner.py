@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -356,6 +357,28 @@ def test_seconds_are_those_of_the_step(bench: Bench, monkeypatch: pytest.MonkeyP
     assert bench.record()["steps"][0]["seconds"] >= 0.2
     assert outcome.seconds >= 0.2
     assert [e["event"] for e in bench.events] == ["step_started", "step_finished"]
+
+
+def test_what_a_step_says_while_it_works_is_an_event(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, logger = Recorderd.__call__, logging.getLogger("medpipe.notice")
+
+    def talk(self: Recorderd, data: dict[str, Any]) -> dict[str, Any]:
+        logger.info("compiling %s", "code")
+        logging.getLogger("other").warning("not ours")
+        return call(self, data)
+
+    monkeypatch.setattr(Recorderd, "__call__", talk)
+    bench.run([table("a", "x", "t")])
+    logger.info("nobody listens")
+    assert [e["event"] for e in bench.events] == ["step_started", "notice", "step_finished"]
+    assert bench.events[1] == {
+        "event": "notice",
+        "case_id": bench.events[0]["case_id"],
+        "step": "a",
+        "text": "compiling code",
+    }
 
 
 def test_a_file_parameter_reaches_the_step_as_a_path_and_is_checked(

@@ -64,6 +64,14 @@ def read(table: dict[str, object]) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(table_csv(table))))
 
 
+def test_a_notice_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with BarProgress() as bar:
+        bar.start(total=2, cached=0)
+        for case in ("c1", "c2"):
+            bar.event({"event": "notice", "case_id": case, "step": "cut", "text": "compiling [x]"})
+    assert capsys.readouterr().err.count("compiling [x]") == 1
+
+
 def test_tables_as_csv() -> None:
     labels = {"1": {"ml": 2.5, "box": [1, 2]}, "2": {"ml": None, "mean": {"hu": 40}}}
     assert read(labels) == [  # type: ignore[arg-type]
