@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from medpipe.errors import StepError
 from medpipe.graphcut.problem import INFINITE, ArcFamily, CutProblem, quantise
 from medpipe.graphcut.relations import (
     Contain,
@@ -228,7 +229,15 @@ def _moved(capacity: torch.Tensor | float, offset: Sequence[int]) -> torch.Tenso
 
 
 def _whole(costs: torch.Tensor, step: float, what: str) -> torch.Tensor:
-    return quantise(torch.floor(costs / step), 1.0, what=what).values
+    units = torch.floor(costs / step)
+    if bool((torch.isinf(units) & torch.isfinite(costs)).any()):
+        raise StepError(
+            f"the {what} are too large for exact integers",
+            expected=f"cost / step below {INFINITE}",
+            got=f"a step of {step:.3g}",
+            hint="use a larger step or smaller weights",
+        )
+    return quantise(units, 1.0, what=what).values
 
 
 def _largest_finite(capacity: torch.Tensor | float) -> float:

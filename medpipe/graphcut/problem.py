@@ -12,6 +12,7 @@ Capacities are integers, because equality of flow and cut is a proof only then.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,7 +153,7 @@ def quantise(costs: torch.Tensor, step: float, *, what: str = "costs") -> Quanti
     costs : Tensor
         Finite costs of any sign; +inf becomes INFINITE.
     step : float
-        Cost of one unit, above 0.
+        Cost of one unit, finite and above 0.
     what : str
         Name used in errors.
 
@@ -164,10 +165,13 @@ def quantise(costs: torch.Tensor, step: float, *, what: str = "costs") -> Quanti
     Raises
     ------
     StepError
-        If a cost is NaN or -inf, or its integer would not be below INFINITE.
+        If the step is not positive and finite, a cost is NaN or -inf, or its integer
+        would not be below INFINITE.
     """
-    if not step > 0:
-        raise StepError("the quantisation step is not positive", expected="> 0", got=f"{step:g}")
+    if not 0 < step < math.inf:
+        raise StepError(
+            "the quantisation step is not positive and finite", expected="> 0", got=f"{step:g}"
+        )
     if bool(torch.isnan(costs).any()) or bool((costs == -torch.inf).any()):
         raise StepError(
             f"the {what} hold NaN or -inf", hint="fill or mask these places before the cut"

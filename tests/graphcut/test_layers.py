@@ -412,6 +412,13 @@ def test_unusable_relations_and_parameters_are_refused():
         )
 
 
+def test_a_finite_cost_never_becomes_a_hard_one():
+    """Divided by so small a step it would be infinite."""
+    costs = torch.tensor([[[1.0, -2.0]]])
+    with pytest.raises(StepError, match="the data costs are too large for exact integers"):
+        multi_object_cut([Layer("a", costs)], step=1e-310)
+
+
 def test_an_empty_object_is_a_note():
     result = multi_object_cut([Layer("tumour", ZERO + 1.0), Layer("brain", ZERO - 1.0)])
     assert result.notes == ["layer tumour is empty", "layer brain fills the whole image"]

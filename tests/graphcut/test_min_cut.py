@@ -333,9 +333,9 @@ def test_quantise_refuses_what_is_no_cost(value):
         quantise(torch.tensor([1.0, value]), 0.1, what="unaries")
 
 
-@pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
-def test_quantise_refuses_a_step_that_is_not_positive(step):
-    with pytest.raises(StepError, match="not positive"):
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf"), -float("inf")])
+def test_quantise_refuses_a_step_that_is_no_cost_of_a_unit(step):
+    with pytest.raises(StepError, match="not positive and finite"):
         quantise(torch.tensor([1.0]), step)
 
 
