@@ -7,7 +7,7 @@ is flagged; one that is not possible (negative, absurd) becomes NaN and is flagg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Protocol as Structure
@@ -18,10 +18,24 @@ from medpipe.errors import InputError
 from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.quantities import QUANTITIES
 
-__all__ = ["Estimate", "Estimator", "Flag", "Voxels", "check_voxels", "collect", "count_flags"]
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "Flag",
+    "Voxels",
+    "check_input",
+    "check_voxels",
+    "collect",
+    "count_flags",
+    "in_chunks",
+    "judge",
+    "safe_voxels",
+]
 
 KAPPA_MEDIAN = (0.2, 3.0)
 """Where the median of a map of flip-angle scaling lies, if it is a fraction."""
+SUPPORT_TOLERANCE = 1e-5
+"""Part of its upper end by which a value may miss a support: rounding of float32."""
 
 
 class Flag(IntFlag):
@@ -120,9 +134,23 @@ def check_voxels(
     Raises
     ------
     InputError
+        What `check_input` refuses.
+    """
+    check_input(signal, known, protocol)
+    return safe_voxels(signal, known or {}, protocol, dtype)
+
+
+def check_input(
+    signal: torch.Tensor, known: Mapping[str, torch.Tensor] | None, protocol: Protocol
+) -> None:
+    """Refuse what is wrong as a whole, not in a voxel.
+
+    Raises
+    ------
+    InputError
         For another number of measured values or voxels than the protocol and the
-        signal have, a known regressor that the protocol does not use, or a map of
-        kappa whose median is no fraction (percent, a thousandth).
+        signal have, complex values, a known regressor that the protocol does not use,
+        or a map of kappa whose median is no fraction (percent, per mille).
     """
     if signal.ndim != 2 or signal.shape[1] != protocol.count:
         raise InputError(
@@ -137,51 +165,26 @@ def check_voxels(
             expected="magnitudes or signed real values",
             hint="take the magnitude of the images",
         )
-    signal = signal.to(dtype)
-    finite = signal.isfinite().all(1)
-    present = (signal != 0).any(1)
-    quality = torch.zeros(signal.shape[0], dtype=torch.uint8, device=signal.device)
-    quality[~finite] |= int(Flag.NOT_FINITE)
-    quality[finite & ~present] |= int(Flag.NO_SIGNAL)
-    safe = torch.where((finite & present)[:, None], signal, torch.ones_like(signal))
-    maps = _known(dict(known or {}), protocol, safe, quality)
-    return Voxels(safe, maps, quality)
-
-
-def _known(
-    given: dict[str, torch.Tensor],
-    protocol: Protocol,
-    signal: torch.Tensor,
-    quality: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """Return one map (N,) per known regressor and set KAPPA_MISSING in `quality`."""
-    extra = sorted(set(given) - set(protocol.knowns))
-    if extra:
-        raise InputError(
-            f"{extra[0]} was given, but no signal of the protocol depends on it",
-            expected=", ".join(protocol.knowns) or "no known regressor",
-        )
-    maps = {}
-    for name in protocol.knowns:
-        if name not in given:
-            maps[name] = torch.ones_like(signal[:, 0])
-            continue
-        values = given[name].to(signal)
+    for name, values in (known or {}).items():
+        if name not in protocol.knowns:
+            raise InputError(
+                f"{name} was given, but no signal of the protocol depends on it",
+                expected=", ".join(protocol.knowns) or "no known regressor",
+            )
         if values.shape != signal.shape[:1]:
             raise InputError(
                 f"the map of {name} has another number of voxels than the images",
                 expected=f"({signal.shape[0]},)",
                 got=f"{tuple(values.shape)}",
             )
-        there = values.isfinite() & (values > 0)
-        if bool(there.any()):
-            _check_fraction(name, float(values[there].median()))
-        quality[~there] |= int(Flag.KAPPA_MISSING)
-        maps[name] = torch.where(there, values, torch.ones_like(values))
-    return maps
+        _check_fraction(name, values)
 
 
-def _check_fraction(name: str, median: float) -> None:
+def _check_fraction(name: str, values: torch.Tensor) -> None:
+    """Refuse a map whose typical value is no fraction; a hundred thousand voxels tell."""
+    some = values[:: max(1, values.numel() // 100_000)]
+    some = some[some.isfinite() & (some > 0)]
+    median = float(some.median()) if some.numel() else 1.0
     low, high = KAPPA_MEDIAN
     if not low <= median <= high:
         raise InputError(
@@ -190,6 +193,71 @@ def _check_fraction(name: str, median: float) -> None:
             got=f"a median of {median:.4g}",
             hint="divide a map in percent by 100, one in per mille by 1000",
         )
+
+
+def safe_voxels(
+    signal: torch.Tensor,
+    known: Mapping[str, torch.Tensor],
+    protocol: Protocol,
+    dtype: torch.dtype = torch.float32,
+) -> Voxels:
+    """Return voxels of a checked input made safe to compute with, and their flags."""
+    signal = signal.to(dtype)
+    finite = signal.isfinite().all(1)
+    usable = finite & (signal != 0).any(1)
+    quality = torch.zeros(signal.shape[0], dtype=torch.uint8, device=signal.device)
+    quality = quality.masked_fill(~usable, int(Flag.NO_SIGNAL))
+    quality = quality.masked_fill(~finite, int(Flag.NOT_FINITE))
+    safe = torch.where(usable[:, None], signal, torch.ones_like(signal))
+    maps = {}
+    for name in protocol.knowns:
+        if name not in known:
+            maps[name] = torch.ones_like(safe[:, 0])
+            continue
+        values = known[name].to(safe)
+        there = values.isfinite() & (values > 0)
+        quality |= (~there).to(torch.uint8) * int(Flag.KAPPA_MISSING)
+        maps[name] = torch.where(there, values, torch.ones_like(values))
+    return Voxels(safe, maps, quality)
+
+
+Work = Callable[[Voxels], tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]]
+"""What gives values, errors and flags of some voxels."""
+
+
+def in_chunks(
+    work: Work,
+    signal: torch.Tensor,
+    known: Mapping[str, torch.Tensor] | None,
+    protocol: Protocol,
+    support: Mapping[str, tuple[float, float]],
+    chunk: int,
+    dtype: torch.dtype = torch.float32,
+) -> Estimate:
+    """Return the estimate of all voxels from `work` on `chunk` of them at a time.
+
+    Raises
+    ------
+    InputError
+        What `check_input` refuses.
+    """
+    check_input(signal, known, protocol)
+    count, device = signal.shape[0], signal.device
+    quality = torch.zeros(count, dtype=torch.uint8, device=device)
+    values: dict[str, torch.Tensor] = {}
+    errors: dict[str, torch.Tensor] = {}
+    # one pass also without voxels: it names the maps
+    for start in range(0, max(count, 1), chunk):
+        rows = slice(start, start + chunk)
+        some = {name: m[rows] for name, m in (known or {}).items()}
+        part = judge(*work(safe_voxels(signal[rows], some, protocol, dtype)), support)
+        for whole, piece in ((values, part[0]), (errors, part[1])):
+            for name, found in piece.items():
+                if name not in whole:
+                    whole[name] = torch.empty(count, dtype=torch.float32, device=device)
+                whole[name][rows] = found
+        quality[rows] = part[2]
+    return Estimate(values, errors, quality, count_flags(quality))
 
 
 def collect(
@@ -209,23 +277,34 @@ def collect(
     support : mapping of str to (low, high), optional
         Range of each latent that the estimator was made for.
     """
-    quality = quality.clone()
+    kept, spread, judged = judge(values, errors, quality, support or {})
+    return Estimate(kept, spread, judged, count_flags(judged))
+
+
+def judge(
+    values: Mapping[str, torch.Tensor],
+    errors: Mapping[str, torch.Tensor],
+    quality: torch.Tensor,
+    support: Mapping[str, tuple[float, float]],
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    """Return values and errors in float32 and the flags after the policy of `collect`."""
     empty = (quality & int(Flag.NO_SIGNAL | Flag.NOT_FINITE)) != 0
     kept, spread = {}, {}
+    outside = torch.zeros_like(empty)
     for name, found in values.items():
         low, high = QUANTITIES[name].plausible
-        # m0 has the arbitrary unit of the scanner
-        possible = found.isfinite() & (found > 0 if name == "m0" else found >= low)
-        possible &= found <= (torch.finfo(torch.float32).max if name == "m0" else high)
-        doubtful = ~possible
-        if support and name in support:
-            doubtful |= (found < support[name][0]) | (found > support[name][1])
-        quality[doubtful & ~empty] |= int(Flag.OUTSIDE_SUPPORT)
+        # the bound of a time is above 0; M0 of 0 is no signal
+        possible = found.isfinite() & (found > 0) & (found >= low) & (found <= high)
+        outside |= ~possible
+        if name in support:
+            edge = SUPPORT_TOLERANCE * max(abs(bound) for bound in support[name])
+            outside |= (found < support[name][0] - edge) | (found > support[name][1] + edge)
         none = empty | ~possible
         kept[name] = found.to(torch.float32).masked_fill(none, torch.nan)
         if name in errors:
             spread[name] = errors[name].to(torch.float32).masked_fill(none, torch.nan)
-    return Estimate(kept, spread, quality, count_flags(quality))
+    flagged = (outside & ~empty).to(torch.uint8) * int(Flag.OUTSIDE_SUPPORT)
+    return kept, spread, quality | flagged
 
 
 def count_flags(quality: torch.Tensor) -> dict[str, int]:
