@@ -16,6 +16,7 @@ __all__ = ["STEPS"]
 STEPS: MappingProxyType[str, str] = MappingProxyType(
     {
         "load_volume": "medpipe.io.transforms:LoadVolumed",
+        "load_weighted": "medpipe.io.weighted:LoadWeightedd",
         "orient": "medpipe.steps.spatial:Orientd",
         "resample": "medpipe.steps.spatial:Resampled",
         "crop_foreground": "medpipe.steps.spatial:CropForegroundd",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -50,7 +50,8 @@ def bids(
     session_label : list of str, optional
         Sessions to run, with or without `ses-`; may be repeated (default: all).
     suffix : str
-        Which images to take, e.g. T1w, T2w, FLAIR, ct.
+        Which images to take, e.g. T1w, T2w, FLAIR, ct. A workflow that takes a set of images
+        gets the folder anat of each session instead.
     set_ : list of str, optional
         STEP.PARAMETER=VALUE, as for `medpipe run`.
     workers : int, optional
@@ -79,7 +80,7 @@ def bids(
     from medpipe.engine.pool.local import LocalExecutor
     from medpipe.engine.progress import choose_progress
     from medpipe.engine.run import run_workflow
-    from medpipe.io.bids import bids_cases, scan_bids
+    from medpipe.io.bids import bids_cases, bids_sessions, scan_bids
     from medpipe.io.bids_derivative import export_derivative
     from medpipe.workflow.plan import compile_workflow
 
@@ -91,16 +92,24 @@ def bids(
             expected="a workflow of one input",
             hint="write a manifest and use medpipe run",
         )
-    cases, left_out = bids_cases(
-        scan_bids(bids_dir),
-        {required[0]: {"suffix": suffix}},
-        participant_label=participant_label,
-        session_label=session_label,
-    )
+    chosen: dict[str, Any] = {
+        "participant_label": participant_label,
+        "session_label": session_label,
+    }
+    if compiled.inputs[required[0]].as_images:
+        cases, left_out = bids_sessions(bids_dir, required[0], **chosen)
+    else:
+        cases, left_out = bids_cases(
+            scan_bids(bids_dir), {required[0]: {"suffix": suffix}}, **chosen
+        )
     for case_id, why in left_out.items():
         console(stderr=True).print(f"left out {case_id}: {why}", markup=False)
     if not cases:
-        raise UsageError(f"no image with suffix {suffix} to run on", hint="see --suffix")
+        what = f"image with suffix {suffix}"
+        hint: str | None = "see --suffix"
+        if compiled.inputs[required[0]].as_images:
+            what, hint = "session with a folder anat", None
+        raise UsageError(f"no {what} to run on", hint=hint)
     summary = run_workflow(
         compiled,
         cases,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medpipe.errors import UsageError
+from medpipe.io.bids import bids_sessions
 from medpipe.io.case import Case
 from medpipe.io.detect import holds_dicom
 from medpipe.workflow.compiled import CompiledWorkflow
@@ -27,7 +28,8 @@ def find_cases(
     source : Path
         A manifest (.csv, .parquet); or one NIfTI or DICOM file; or a folder:
         with DICOM files it is one case, with NIfTI files alone each of them is
-        a case, numbered in sorted order.
+        a case, numbered in sorted order. For an input of kind ``images`` a
+        folder is one case, a BIDS dataset one case per subject and session.
     workflow : CompiledWorkflow
         Names the inputs.
     case_id : str, optional
@@ -49,6 +51,8 @@ def find_cases(
         optional = [name for name, spec in workflow.inputs.items() if spec.optional]
         return read_manifest(source, inputs=list(workflow.inputs), optional=optional)
     name = _single_input(workflow)
+    if workflow.inputs[name].as_images:
+        return _image_sets(source, name, case_id)
     if source.is_dir() and (images := _nifti_files(source)) and not holds_dicom(source):
         width = max(4, len(str(len(images))))
         return [
@@ -72,6 +76,20 @@ def require_apart(out: Path, source: Path, cases: Iterable[Case]) -> None:
             got=str(out),
             hint="name a folder beside the images",
         )
+
+
+def _image_sets(source: Path, name: str, case_id: str | None) -> list[Case]:
+    """Return the cases of a workflow whose input is a set of weighted images."""
+    if source.is_dir() and any(path.is_dir() for path in source.glob("sub-*")):
+        cases, left_out = bids_sessions(source, name)
+        if not cases:
+            raise UsageError(
+                "no subject of the BIDS dataset has a folder of images",
+                expected="sub-<label>/[ses-<label>/]anat",
+                got=f"{len(left_out)} without",
+            )
+        return cases
+    return [Case(case_id or "case0001", {name: str(source.resolve())})]
 
 
 def _single_input(workflow: CompiledWorkflow) -> str:

@@ -58,7 +58,8 @@ def scan(
     kind : {"auto", "dicom", "bids", "nifti"}
         What the folder holds.
     workflow : str, optional
-        Take the name of the input column from this workflow.
+        Take the name of the input column from this workflow. If its input is a set of weighted
+        images, a BIDS dataset gives one row per subject and session.
     input_name : str, optional
         Name of the input column (default: image).
     modality : str, optional
@@ -80,8 +81,8 @@ def scan(
     """
     from medpipe.io.manifest_scan import scan_to_manifest
 
-    if input_name is None:
-        input_name = _input_of(workflow) if workflow else "image"
+    own, as_images = _input_of(workflow) if workflow else ("image", False)
+    input_name = input_name or own
     rules = {
         "modality": modality,
         "min_slices": min_slices,
@@ -100,6 +101,7 @@ def scan(
             rules=chosen or None,
             progress=bar,
             pseudonym_key=pseudonym_key,
+            as_images=as_images,
         )
     if json:
         print_json(
@@ -154,10 +156,12 @@ def series(folder: Path, /, *, json: bool = False) -> int:
     return 0
 
 
-def _input_of(workflow: str) -> str:
+def _input_of(workflow: str) -> tuple[str, bool]:
+    """Return the first input of a workflow and whether it is a set of images."""
     from medpipe.workflow.plan import compile_workflow
 
-    return next(iter(compile_workflow(workflow).inputs))
+    name, spec = next(iter(compile_workflow(workflow).inputs.items()))
+    return name, spec.as_images
 
 
 class _Bar:

@@ -72,7 +72,7 @@ def run(
         A workflow's name or file; see `medpipe ls`.
     cases : Path
         A manifest (.csv, .parquet), a NIfTI or DICOM file, a DICOM folder, or a folder of NIfTI
-        files.
+        files: each a case, or all one case if the workflow takes a set of weighted images.
     out : Path
         The folder for results and report; it may hold earlier runs.
     set_ : list of str, optional

@@ -137,7 +137,7 @@ class Planner:
                 complete = complete and spec.optional
                 continue
             try:
-                mark = fingerprint_input(path)
+                mark = fingerprint_input(path, as_images=spec.as_images)
             except InputError:  # the worker reports it, as a failure of this case alone
                 complete = False
                 continue

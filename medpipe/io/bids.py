@@ -18,7 +18,15 @@ from typing import Final
 from medpipe.errors import InputError, UsageError
 from medpipe.io.case import CASE_ID, Case
 
-__all__ = ["DATATYPES", "BidsFile", "bids_cases", "parse_name", "query", "scan_bids"]
+__all__ = [
+    "DATATYPES",
+    "BidsFile",
+    "bids_cases",
+    "bids_sessions",
+    "parse_name",
+    "query",
+    "scan_bids",
+]
 
 DATATYPES: Final = frozenset(
     [
@@ -129,6 +137,83 @@ def scan_bids(root: str | os.PathLike[str]) -> list[BidsFile]:
             hint="give the folder that holds dataset_description.json",
         )
     return files
+
+
+def bids_sessions(
+    root: str | os.PathLike[str],
+    input_name: str,
+    *,
+    datatype: str = "anat",
+    participant_label: Collection[str] | None = None,
+    session_label: Collection[str] | None = None,
+) -> tuple[list[Case], dict[str, str]]:
+    """Return one case per subject and session: its folder of images, for a set of them.
+
+    Parameters
+    ----------
+    root : path
+        The folder with the ``sub-*`` folders.
+    input_name : str
+        The input that gets the folder.
+    datatype : str
+        Which folder of a session.
+    participant_label, session_label : collection of str, optional
+        Keep these alone, with or without ``sub-`` and ``ses-``.
+
+    Returns
+    -------
+    cases : list of Case
+        The case id is ``sub-<label>[_ses-<label>]``.
+    left_out : dict
+        Place in alphabetical order or case id → reason.
+
+    Raises
+    ------
+    InputError
+        If there is no subject.
+    UsageError
+        If a participant or session that was asked for is not in the dataset.
+    """
+    try:
+        subjects = _folders(os.path.abspath(root), "sub-")
+    except OSError:
+        raise InputError("the BIDS dataset is not a folder that can be read") from None
+    if not subjects:
+        raise InputError("the folder is not a BIDS dataset", expected="folders named sub-<label>")
+    found: list[tuple[str, ...]] = []
+    for subject in subjects:
+        sessions = _folders(subject, "ses-")
+        found += [(subject, session) for session in sessions] or [(subject,)]
+    for part, labels in enumerate((participant_label, session_label)):
+        if labels is not None:
+            found = _chosen_folders(found, part, labels)
+    cases, left_out = [], {}
+    for number, folders in enumerate(found, start=1):
+        names = [os.path.basename(folder) for folder in folders]
+        case_id, folder = "_".join(names), f"{folders[-1]}/{datatype}"
+        if not CASE_ID.match(case_id):
+            left_out[f"folder {number}"] = "its labels are no case id"
+        elif not os.path.isdir(folder):
+            left_out[case_id] = f"it has no folder {datatype}"
+        else:
+            cases.append(Case(case_id, {input_name: folder}, names[0]))
+    return cases, left_out
+
+
+def _chosen_folders(
+    found: list[tuple[str, ...]], part: int, labels: Collection[str]
+) -> list[tuple[str, ...]]:
+    """Keep the subjects (part 0) or sessions (part 1) with one of the labels."""
+    prefix = ("sub-", "ses-")[part]
+    wanted = {prefix + str(label).removeprefix(prefix) for label in labels}
+    names = [os.path.basename((*folders, "")[part]) for folders in found]
+    known = set(names)
+    if absent := sorted(wanted - known):
+        raise UsageError(
+            f"{len(absent)} of the {prefix} labels asked for are not in the dataset",
+            got=", ".join(label.removeprefix(prefix) for label in absent[:5]),
+        )
+    return [folders for folders, name in zip(found, names, strict=True) if name in wanted]
 
 
 def _folders(parent: str, prefix: str) -> list[str]:

@@ -27,6 +27,13 @@ def _common(values: set[Any]) -> Any:
     return values.pop() if len(values) == 1 else None
 
 
+def _settings(frames: list[Frame]) -> dict[str, float | list[float]]:
+    """Return each setting of an MR series: one value, or all that occur."""
+    names = dict.fromkeys(name for f in frames for name in f.settings)
+    values = {n: sorted({f.settings[n] for f in frames if n in f.settings}) for n in names}
+    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
+
+
 def source_facts(series: Series, frames: list[Frame], stack: Stack) -> dict[str, Any]:
     """Collect the facts of the series that say nothing about the patient."""
     steps = stack.steps_mm
@@ -63,6 +70,7 @@ def source_facts(series: Series, frames: list[Frame], stack: Stack) -> dict[str,
         "contrast": series.contrast,
         "transfer_syntax": " and ".join(sorted({SYNTAXES[f.syntax] for f in frames})),
         "rescale": rescale,
+        **({"settings": _settings(frames)} if series.modality == "MR" else {}),
         "repairs": [],
     }
 

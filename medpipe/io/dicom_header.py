@@ -15,6 +15,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
+from medpipe.io.dicom_mr import functional_settings, mr_settings, scale_slope
 from medpipe.io.dicom_tags import (
     BadHeader,
     lenient,
@@ -107,6 +108,9 @@ class Frame:
     kernel: str | None = None
     contrast: bool = False
     kvp: float | None = None
+    scale_slope: float | None = None
+    sequence: tuple[str, ...] = ()
+    settings: dict[str, float] = field(default_factory=dict)
     acquisition: int | None = None
     images_in_acquisition: int | None = None
     order: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -247,6 +251,9 @@ def _functional(group: Dataset) -> dict[str, Any]:
         }
     for item in read_items(group, "MREchoSequence"):
         out.setdefault("order", {})["EchoTime"] = lenient(read_number, item, "EffectiveEchoTime")
+    out["settings"] = functional_settings(group)
+    if (slope := scale_slope(group)) is not None:
+        out["scale_slope"] = slope
     return out
 
 
@@ -262,9 +269,10 @@ def _enhanced(ds: Dataset, whole: Frame) -> list[Frame]:
     out = []
     for index, group in enumerate(groups):
         own = _functional(group)
-        order = shared.get("order", {}) | own.pop("order", {})
-        parts = {k: v for k, v in shared.items() if k != "order"} | own
-        out.append(replace(base, index=index, order=order, **parts))
+        merged: dict[str, Any] = {
+            name: shared.get(name, {}) | own.pop(name, {}) for name in ("order", "settings")
+        }
+        out.append(replace(base, index=index, **{**shared, **own, **merged}))
     return out
 
 
@@ -296,6 +304,9 @@ def read_frames(path: Path) -> list[Frame]:
                 kernel=_kernel(ds),
                 contrast=_contrast(ds),
                 kvp=lenient(read_number, ds, "KVP"),
+                scale_slope=scale_slope(ds),
+                sequence=lenient(read_texts, ds, "ScanningSequence") or (),
+                settings=mr_settings(ds) if frame.modality == "MR" else {},
                 acquisition=lenient(read_integer, ds, "AcquisitionNumber"),
                 images_in_acquisition=lenient(read_integer, ds, "ImagesInAcquisition"),
                 order=_order(ds),

@@ -1,6 +1,7 @@
 """Reading the tags medpipe uses, and no others, out of one DICOM file.
 
-Names, dates of birth and private tags are never parsed, so they cannot leak.
+Names, dates of birth and private tags are never parsed, so they cannot leak; the
+one exception is the number by which Philips scales MR values.
 pydicom's own warnings and exceptions quote header values; neither passes here.
 """
 
@@ -24,6 +25,8 @@ from pydicom.tag import Tag
 __all__ = [
     "DEFLATED",
     "HEADER_CAP",
+    "PHILIPS_CREATOR",
+    "PHILIPS_SLOPE",
     "BadHeader",
     "lenient",
     "open_dataset",
@@ -75,6 +78,10 @@ _HEADER_TAGS = (
     "TemporalPositionIdentifier",
     "TriggerTime",
     "EchoTime",
+    "RepetitionTime",
+    "InversionTime",
+    "FlipAngle",
+    "ScanningSequence",
     "ImageType",
     "ComplexImageComponent",
     "PixelSpacing",
@@ -95,6 +102,10 @@ _HEADER_TAGS = (
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
+PHILIPS_CREATOR = Tag(0x2005, 0x0010)
+PHILIPS_SLOPE = Tag(0x2005, 0x100E)
+"""Where Philips says that the block of private tags is its own, and its scale slope."""
+
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_DATA_TAGS = frozenset(Tag(k) for k in _PIXEL_DATA)
 
@@ -150,7 +161,7 @@ def open_dataset(path: Path, *, pixels: bool, cap: int = HEADER_CAP) -> Dataset:
     BadHeader
         If the file cannot be parsed.
     """
-    tags = [*_HEADER_TAGS, *(_PIXEL_DATA if pixels else ())]
+    tags = [*_HEADER_TAGS, PHILIPS_CREATOR, PHILIPS_SLOPE, *(_PIXEL_DATA if pixels else ())]
     try:
         with quiet_pydicom():
             with open(path, "rb") as f:

@@ -1,7 +1,9 @@
 """Digests of input files and folders, remembered so that they are not read twice.
 
 A digest says what is in an input: the sha256 of a file, or the sha256 of the
-sorted sha256s of the files of a folder, so names and order do not matter. A
+sorted sha256s of the files of a folder, so names and order do not matter. In a
+set of weighted images they do: a name says which sidecar belongs to which
+image, so there the names below the folder are part of the digest. A
 fingerprint says cheaply whether an input changed: a sha256 over paths, sizes,
 modification times and inodes. The cache maps one to the other and holds no
 path in clear.
@@ -23,7 +25,14 @@ from typing import Any, Self
 from medpipe.errors import InputError
 from medpipe.io.atomic import sha256_file
 
-__all__ = ["DigestCache", "Fingerprint", "InputDigest", "digest_input", "fingerprint_input"]
+__all__ = [
+    "DigestCache",
+    "Fingerprint",
+    "InputDigest",
+    "digest_input",
+    "fingerprint_input",
+    "sidecar_path",
+]
 
 RACY_NS = 2_000_000_000
 """A file that changed this shortly before it was hashed may change again within one tick of the
@@ -49,8 +58,8 @@ class InputDigest:
     ----------
     fingerprint, digest : str
         Hex sha256.
-    kind : {"dicom", "nifti", "file"}
-        A folder is taken for DICOM.
+    kind : {"dicom", "nifti", "file", "images"}
+        A folder is taken for DICOM, unless the workflow takes it as a set of images.
     files, bytes : int
         Number of regular files and their total size.
     settled : bool
@@ -90,12 +99,19 @@ def _regular_files(folder: str) -> list[tuple[str, os.stat_result]]:
     return sorted(found, key=lambda item: item[0])
 
 
-def _members(path: str) -> tuple[str, list[tuple[str, os.stat_result]]]:
+def sidecar_path(path: str | os.PathLike[str]) -> str | None:
+    """Return where the JSON sidecar of a NIfTI file would lie, None for another file."""
+    text = os.fspath(path)
+    suffix = next((s for s in (".nii.gz", ".nii") if text.lower().endswith(s)), None)
+    return None if suffix is None else text[: -len(suffix)] + ".json"
+
+
+def _members(path: str, as_images: bool) -> tuple[str, list[tuple[str, os.stat_result]]]:
     """Return the kind of an input and its files."""
     try:
         info = os.stat(path)
         if stat.S_ISDIR(info.st_mode):
-            return "dicom", _regular_files(path)
+            return "images" if as_images else "dicom", _regular_files(path)
     except OSError as error:
         raise InputError(
             "an input cannot be opened",
@@ -104,12 +120,18 @@ def _members(path: str) -> tuple[str, list[tuple[str, os.stat_result]]]:
         ) from None
     if not stat.S_ISREG(info.st_mode):
         raise InputError("an input is not a file", expected="a regular file or a folder")
-    kind = "nifti" if path.lower().endswith((".nii", ".nii.gz")) else "file"
-    return kind, [(path, info)]
+    sidecar = sidecar_path(path)
+    if as_images:
+        members = [(path, info)]
+        with contextlib.suppress(OSError):  # a missing sidecar is for the reader to report
+            if sidecar is not None and stat.S_ISREG((beside := os.stat(sidecar)).st_mode):
+                members.append((sidecar, beside))
+        return "images", members
+    return "file" if sidecar is None else "nifti", [(path, info)]
 
 
 def _fingerprint(kind: str, members: list[tuple[str, os.stat_result]]) -> Fingerprint:
-    hasher = hashlib.sha256()
+    hasher = hashlib.sha256(b"images\0" if kind == "images" else b"")
     total, newest = 0, 0
     for path, info in members:
         line = f"{path}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}\n"
@@ -119,19 +141,44 @@ def _fingerprint(kind: str, members: list[tuple[str, os.stat_result]]) -> Finger
     return Fingerprint(hasher.hexdigest(), kind, len(members), total, newest)
 
 
-def fingerprint_input(path: str | os.PathLike[str]) -> Fingerprint:
+def fingerprint_input(path: str | os.PathLike[str], *, as_images: bool = False) -> Fingerprint:
     """Return what the file system says about a file or folder, without reading it.
+
+    Parameters
+    ----------
+    path : path
+    as_images : bool
+        Whether it is a set of weighted images; see `digest_input`.
 
     Raises
     ------
     InputError
         If it does not exist or is neither a regular file nor a folder.
     """
-    return _fingerprint(*_members(os.path.abspath(path)))
+    return _fingerprint(*_members(os.path.abspath(path), as_images))
+
+
+def _images_digest(path: str, members: list[str], digests: list[str]) -> str:
+    """Return the digest of a set: each file's place in the folder and its content.
+
+    Of a lone file the name does not matter, only which of the two is the sidecar.
+    """
+    folder = len(os.path.join(path, ""))
+    names = (
+        [member[folder:] for member in members]
+        if os.path.isdir(path)
+        else ["image", "sidecar"][: len(members)]
+    )
+    lines = (f"{name}\0{digest}\n" for name, digest in zip(names, digests, strict=True))
+    text = "images\n" + "".join(sorted(lines))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def digest_input(
-    path: str | os.PathLike[str], known: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    known: Mapping[str, Any] | None = None,
+    *,
+    as_images: bool = False,
 ) -> InputDigest:
     """Return the digest of a file or folder.
 
@@ -141,13 +188,17 @@ def digest_input(
     known : dict, optional
         An earlier `InputDigest.to_dict()`, returned without reading when the
         fingerprint is still the same.
+    as_images : bool
+        Whether it is a set of weighted images: then the names of the files below
+        a folder count, and so does the sidecar beside a NIfTI file.
 
     Raises
     ------
     InputError
         If the input cannot be read, or is a folder without a file.
     """
-    kind, members = _members(os.path.abspath(path))
+    path = os.path.abspath(path)
+    kind, members = _members(path, as_images)
     if not members:
         raise InputError("the input folder holds no file", hint="check the path in the manifest")
     mark = _fingerprint(kind, members)
@@ -161,6 +212,8 @@ def digest_input(
     digest = digests[0]
     if kind == "dicom":
         digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+    elif kind == "images":
+        digest = _images_digest(path, [member for member, _ in members], digests)
     settled = mark.newest_ns < started_ns - RACY_NS
     return InputDigest(mark.value, digest, kind, mark.files, mark.bytes, settled)
 

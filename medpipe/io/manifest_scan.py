@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from medpipe.errors import InputError, UsageError
-from medpipe.io.bids import BidsFile, query, scan_bids
+from medpipe.io.bids import BidsFile, bids_sessions, query, scan_bids
 from medpipe.io.case import CASE_ID, Case
 from medpipe.io.detect import is_dicom_file
 from medpipe.io.manifest import write_manifest
@@ -66,6 +66,7 @@ def scan_to_manifest(
     rules: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     pseudonym_key: str | os.PathLike[str] | None = None,
+    as_images: bool = False,
 ) -> ScanReport:
     """Write a manifest with one row per image below a folder.
 
@@ -88,6 +89,9 @@ def scan_to_manifest(
     pseudonym_key : path, optional
         File with a secret of at least 16 bytes. Ids are then HMAC-SHA256
         pseudonyms, the same for the same patient and key.
+    as_images : bool
+        The input is a set of weighted images: one row per subject and session
+        of a BIDS dataset, which names its folder ``anat``.
 
     Raises
     ------
@@ -103,7 +107,9 @@ def scan_to_manifest(
         raise UsageError("the folder of the manifest does not exist")
     key = read_key(pseudonym_key)
     found = detect_tree(root) if kind == "auto" else kind
-    if found == "dicom":
+    if as_images:
+        report = _scan_sets(root, found, input_name, rules, key)
+    elif found == "dicom":
         from medpipe.io.manifest_scan_dicom import scan_dicom
 
         report = scan_dicom(root, out_csv, input_name, rules, progress, key)
@@ -169,6 +175,29 @@ def _scan_bids(
         facts |= {"suffix": image.suffix, "datatype": image.datatype}
         report.cases.append(Case(case_id, {input_name: image.path}, patient_id, facts))
     return report
+
+
+def _scan_sets(
+    root: Path, kind: str, input_name: str, rules: Mapping[str, Any] | None, key: bytes | None
+) -> ScanReport:
+    """Return one row per session for a workflow that takes sets of images."""
+    if kind != "bids":
+        raise UsageError(
+            "only a BIDS dataset says which images belong to one set",
+            got=kind,
+            hint="write the manifest by hand: one row per examination, with its folder",
+        )
+    if rules:
+        raise UsageError("rules choose single images", hint="the step load_weighted has suffix")
+    cases, left_out = bids_sessions(root, input_name)
+    if key is not None:
+        cases = [_under_pseudonym(case, key) for case in cases]
+    return ScanReport("bids", cases, list(left_out.items()))
+
+
+def _under_pseudonym(case: Case, key: bytes) -> Case:
+    patient = "p" + tag(key, "patient", str(case.patient_id).removeprefix("sub-"), digits=12)
+    return Case(f"{patient}_s{tag(key, 'series', case.case_id, digits=8)}", case.inputs, patient)
 
 
 def _bids_ids(image: BidsFile, key: bytes | None) -> tuple[str, str]:

@@ -38,6 +38,11 @@ class InputSpec:
     help: str = ""
     optional: bool = False
 
+    @property
+    def as_images(self) -> bool:
+        """Whether the input is a set of weighted images with their settings."""
+        return self.kind == "images"
+
 
 @dataclass(frozen=True, slots=True)
 class SaveSpec:

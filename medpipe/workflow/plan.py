@@ -35,13 +35,15 @@ from medpipe.workflow.toml_lines import TomlPath
 
 __all__ = ["check_step_names", "compile_workflow"]
 
-LOADER = "load_volume"
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
 TABLE_SUFFIXES = (".json", ".csv")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESERVED = {"case.json", "object.json"}
-_NOT_LOADED = "file"
+_FILE, _IMAGES = "file", "images"
+LOADERS = {_FILE: "load_volume", _IMAGES: "load_weighted"}
+"""What a key holds that is not loaded yet → the step that loads it."""
+
 _NO_IMAGE = ("table", "document")
 
 
@@ -109,7 +111,7 @@ class _Compiler:
 
     def steps(self) -> list[CompiledStep]:
         for name, model in self.spec.inputs.items():
-            self.kinds[name] = model.kind if model.kind == "table" else _NOT_LOADED
+            self.kinds[name] = model.kind if model.kind in ("table", _IMAGES) else _FILE
         count = len(self.spec.toml.data["step"]) if self.spec.steps else 0
         self.sure = not self.spec.problems
         done = [self._step(i, self.spec.steps[i]) for i in range(count) if i in self.spec.steps]
@@ -202,11 +204,15 @@ class _Compiler:
         elif kind == "table":
             self.spec.refuse(f'the key "{key}" holds a table here, not an image', path)
         elif step is None or is_own_step(step.use):
-            loads = step is not None and step.use == LOADER
-            if kind == _NOT_LOADED and not loads:
-                hint = f'put a step with use = "{LOADER}" above'
+            loads = step is not None and step.use in LOADERS.values()
+            loader = LOADERS.get(kind)
+            if loader is not None and not loads:
+                hint = f'put a step with use = "{loader}" above'
                 self.spec.refuse(f'the input "{key}" is not loaded yet', path, hint)
-            elif loads and kind != _NOT_LOADED and self.sure:
+            elif loader is not None and step is not None and step.use != loader:
+                hint = f'use = "{loader}", or change the kind of the input'
+                self.spec.refuse(f'"{step.use}" does not load this kind of input', path, hint)
+            elif loads and loader is None and self.sure:
                 self.spec.refuse(f'the key "{key}" is loaded already', path)
 
     def _digests(
@@ -289,7 +295,7 @@ class _Compiler:
                 self.spec.refuse(f'{role} "{name}" of the picture is not known here', path, hint)
             elif kind in _NO_IMAGE:
                 self.spec.refuse(f'{role} "{name}" of the picture is a {kind}', path)
-            elif kind == _NOT_LOADED:
+            elif kind in LOADERS:
                 self.spec.refuse(f'{role} "{name}" of the picture is not loaded yet', path)
         picture = f"{step.name}-{key}".lower()
         if picture in self.pictures:
