@@ -42,7 +42,8 @@ class IncrementalCut:
         Raises
         ------
         StepError
-            If a change is not of integers, or a capacity leaves the range 0 to INFINITE.
+            If a change is not of integers, a capacity leaves the range 0 to INFINITE, or
+            flows could pass 64 bits. The problem is then the one it was.
         """
         if source_delta.is_floating_point() or sink_delta.is_floating_point():
             raise StepError("the change is not of integers", hint="use quantise()")
@@ -57,7 +58,11 @@ class IncrementalCut:
             )
         source, sink = (x.to(torch.int32) for x in new)
         problem = CutProblem(source, sink, old.arcs, old.wrap, old.links)
-        self._state.change_terminals(old, problem)
+        if self._state.can_take(problem):
+            self._state.change_terminals(old, problem)
+        else:
+            # its infinity is too large for so many hard terminals: look for a smaller one
+            self._state = residual_of(problem, wide=True)
         self.problem = problem
 
     def solve(self) -> CutResult:

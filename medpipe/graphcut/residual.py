@@ -25,6 +25,9 @@ __all__ = ["Residual", "residual_of"]
 SLAB = 2**18
 """Nodes whose capacities are put in order at once."""
 
+LARGEST = 2**62
+"""No sum of flows of a problem may reach this: 64 bits hold what two of them make."""
+
 Array = npt.NDArray[Any]
 
 _MOST_PAIRS = 2**14 - 1
@@ -71,6 +74,10 @@ class Residual:
     def may_overfill(self, problem: CutProblem) -> bool:
         """Return whether so much flow could come together that an infinite arc were filled."""
         return finite_total(problem) >= self.infinite
+
+    def can_take(self, problem: CutProblem) -> bool:
+        """Return whether all that the terminals of `problem` send or take fits 64 bits."""
+        return (_hard(problem) + 1) * self.infinite < LARGEST
 
     def flow(self) -> int:
         """Return the flow from source to sink once no excess can reach a deficit."""
@@ -174,8 +181,7 @@ def _wide_infinity(problem: CutProblem) -> int:
     """Return one more than all finite capacities together."""
     total = 1 + finite_total(problem)
     # every infinite terminal sends or takes this much, and all finite ones together less
-    hard = sum(int((x >= INFINITE).sum()) for x in (problem.source, problem.sink))
-    limit = 2**62 // (hard + 1)
+    limit = LARGEST // (_hard(problem) + 1)
     if total >= limit:
         raise StepError(
             "the capacities are too large for 64 bits",
@@ -184,6 +190,11 @@ def _wide_infinity(problem: CutProblem) -> int:
             hint="use a larger quantisation step",
         )
     return total
+
+
+def _hard(problem: CutProblem) -> int:
+    """Return the number of infinite terminals."""
+    return sum(int((x >= INFINITE).sum()) for x in (problem.source, problem.sink))
 
 
 @compiled

@@ -92,6 +92,43 @@ def test_a_warm_start_outlives_a_contradiction():
     assert torch.equal(again.source_side, first.source_side)
 
 
+def wide_session(nodes, families, price):
+    """Return a session that had to begin anew with 64 bits: a seed costs 8 times `price`."""
+    source, sink = torch.zeros(2, nodes, dtype=torch.int64)
+    source[0], sink[1:9] = INFINITE, price
+    arcs = [ArcFamily((1,), INFINITE), *[ArcFamily((2,), INFINITE - 1)] * families]
+    session = IncrementalCut(CutProblem(source, sink, arcs))
+    assert session.solve().stats["bits"] == 64
+    return session
+
+
+def test_hard_terminals_that_would_pass_64_bits_are_refused_and_nothing_is_changed():
+    # the sum of finite capacities times the number of seeds is beyond 2^64
+    session = wide_session(8192, 600, HALF)
+    before = session.problem
+    seeds = torch.full((8192,), INFINITE) - before.source
+    with pytest.raises(StepError, match="too large for 64 bits") as error:
+        session.change(seeds, torch.zeros_like(seeds))
+    assert "\n" not in str(error.value)
+    assert session.problem is before
+    few = seeds.clone()
+    few[9:] = 0
+    session.change(few, torch.zeros_like(few))
+    assert session.solve().flow == 8 * HALF
+
+
+def test_an_infinity_too_large_for_new_hard_terminals_is_made_smaller(monkeypatch):
+    session = wide_session(64, 0, HALF)
+    monkeypatch.setattr("medpipe.graphcut.residual.LARGEST", 30 * INFINITE)
+    seeds = torch.zeros(64, dtype=torch.int64)
+    seeds[1:20] = INFINITE
+    cheaper = torch.where(session.problem.sink > 0, 1 - HALF, 0)
+    session.change(seeds, cheaper)
+    result = session.solve()
+    assert result.flow == result.cut == 8
+    assert session._state.infinite == 9
+
+
 def test_a_change_in_fractions_is_refused():
     session = IncrementalCut(chain([5, 0], [0, 1]))
     with pytest.raises(StepError, match="integers"):
