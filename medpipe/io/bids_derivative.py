@@ -57,8 +57,10 @@ def export_derivative(
     Each output becomes ``sub-X/[ses-Y/]<datatype>/sub-X[_ses-Y][_…]_desc-<workflow>_<suffix>``
     and its extension: a hard link where the file system can, else a copy. The
     suffix of a label map is ``dseg``; that of a volume comes from the case id,
-    where that is a BIDS name, else from the name of the file. When two outputs
-    of a case would have one name, the name of the file is added to ``desc``.
+    where that is a BIDS name, else from the name of the file, as for tables and
+    documents. When two outputs of a case, or the sidecar of one, would have one name,
+    the name of the file is added to ``desc``. BIDS takes a file in JSON for a sidecar,
+    so a table in JSON has none: its provenance stays in the run.
     Doing it again brings the dataset up to date.
 
     Parameters
@@ -150,23 +152,37 @@ def _targets(record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
     if "ses" in entities:
         folder /= f"ses-{entities['ses']}"
     head = "_".join(f"{k}-{v}" for k, v in entities.items() if k != "desc")
-    for (file, _), end in zip(outputs, ends, strict=True):
-        clash = (
-            sum(
-                other == end and _extension(f) == _extension(file)
-                for other, (f, _) in zip(ends, outputs, strict=True)
-            )
-            > 1
-        )
-        full = desc + (_stem(file)[:1].upper() + _stem(file)[1:] if clash else "")
-        yield folder / datatype / f"{head}_desc-{full}_{end}{_extension(file)}", file
+    for (file, _), end, more in zip(outputs, ends, _told_apart(outputs, ends), strict=True):
+        yield folder / datatype / f"{head}_desc-{desc}{more}_{end}{_extension(file)}", file
+
+
+def _told_apart(outputs: list[tuple[str, str]], ends: list[str]) -> list[str]:
+    """Return what is added to ``desc`` of each output, so that none takes a name of another."""
+    names = [_names("", end, _extension(f)) for (f, _), end in zip(outputs, ends, strict=True)]
+    taken: set[str] = set()
+    added = []
+    for place, ((file, _), end) in enumerate(zip(outputs, ends, strict=True)):
+        others = set().union(*names[:place], *names[place + 1 :])
+        stem = _stem(file)[:1].upper() + _stem(file)[1:] if names[place] & others else ""
+        more, number = stem, 1
+        while (mine := _names(more, end, _extension(file))) & taken:
+            number += 1
+            more = f"{stem}{number}"
+        taken |= mine
+        added.append(more)
+    return added
+
+
+def _names(more: str, end: str, extension: str) -> set[str]:
+    """Return the names that an output and its sidecar take, as far as outputs differ in them."""
+    return {f"{more}_{end}{extension}", f"{more}_{end}.json"}
 
 
 def _end(file: str, makes: str, suffix: str | None) -> str:
-    """Return the suffix of an output; a mesh of a T1w is no T1w, nor is its sidecar."""
+    """Return the suffix of an output; a mesh or a table of a T1w is no T1w."""
     if makes == "labels":
         return "dseg"
-    return _stem(file) if makes == "document" else suffix or _stem(file)
+    return _stem(file) if makes in ("document", "table") else suffix or _stem(file)
 
 
 def _naming(case_id: str) -> tuple[dict[str, str], str | None]:
@@ -193,12 +209,12 @@ def _extension(file: str) -> str:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Put an output and its sidecar into the dataset."""
+    """Put an output and its sidecar into the dataset; a table in JSON can have none there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     place_file(source, target)
     sidecar = source.with_name(source.name + ".json")
-    if sidecar.exists():
-        name = target.name.removesuffix(_extension(target.name)) + ".json"
+    name = target.name.removesuffix(_extension(target.name)) + ".json"
+    if sidecar.exists() and name != target.name:
         place_file(sidecar, target.with_name(name))
 
 

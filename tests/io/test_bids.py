@@ -239,3 +239,39 @@ def test_a_document_is_named_after_its_file_so_that_no_sidecar_is_lost(tmp_path:
     export_derivative(out, target)
     names = {name.partition("_desc-headctprepare_")[2] for name in tree(target / "sub-01")}
     assert names == {"T1w.nii.gz", "T1w.json", "mesh.vtp", "mesh.json"}
+
+
+def placed(out: Path, target: Path, case_id: str = "sub-01_T1w") -> dict[str, str]:
+    """Return end of the name → content of what the one case of a run became."""
+    export_derivative(out, target)
+    head = f"{case_id.removesuffix('_T1w')}_desc-headctprepare"
+    return {
+        name.rpartition("/")[2].removeprefix(head): (target / "sub-01" / name).read_text()
+        for name in tree(target / "sub-01")
+    }
+
+
+def test_a_table_never_takes_the_name_of_a_sidecar(tmp_path: Path) -> None:
+    """Of an image of the same case, or its own."""
+    out = tmp_path / "out"
+    case(out, "sub-01_T1w", {"t1.nii.gz": "volume", "table.json": "table", "rows.csv": "table"})
+    assert placed(out, tmp_path / "ds") == {
+        "_T1w.nii.gz": "sub-01_T1w t1.nii.gz",
+        "_T1w.json": "{}",
+        "_table.json": "sub-01_T1w table.json",
+        "_rows.csv": "sub-01_T1w rows.csv",
+        "_rows.json": "{}",
+    }
+
+
+def test_outputs_that_differ_in_little_are_all_kept(tmp_path: Path) -> None:
+    """In the ending, or in what a BIDS label cannot hold."""
+    out = tmp_path / "out"
+    files = {"x.nii.gz": "volume", "x.json": "table", "a_b.csv": "table", "ab.csv": "table"}
+    case(out, "sub-01", files)
+    found = placed(out, tmp_path / "ds", "sub-01")
+    assert sorted(v for v in found.values() if v != "{}") == [f"sub-01 {f}" for f in sorted(files)]
+    assert found["X_x.nii.gz"] == "sub-01 x.nii.gz"
+    assert found["X2_x.json"] == "sub-01 x.json"
+    assert (found["Ab_ab.csv"], found["Ab2_ab.csv"]) == ("sub-01 a_b.csv", "sub-01 ab.csv")
+    assert [found[name] for name in ("X_x.json", "Ab_ab.json", "Ab2_ab.json")] == ["{}"] * 3
