@@ -6,7 +6,7 @@ Adding a model is one function of ``(values, settings)`` and one call of
 
 from __future__ import annotations
 
-from medpipe.qmri.signals import gradient_echo as _gradient_echo
+from medpipe.qmri.signals import gradient_echo, inversion, mp2rage, spin_echo
 from medpipe.qmri.signals._model import (
     MODELS,
     Settings,
@@ -17,6 +17,6 @@ from medpipe.qmri.signals._model import (
 
 __all__ = ["MODELS", "Settings", "SignalModel", "Values", "register_model"]
 
-for _module in (_gradient_echo,):
-    for _model in _module.SIGNALS:
-        register_model(_model)
+for _module in (gradient_echo, inversion, spin_echo, mp2rage):
+    for _signal_model in _module.SIGNALS:
+        register_model(_signal_model)

@@ -18,6 +18,7 @@ __all__ = [
     "SignalModel",
     "Values",
     "kappa_of",
+    "longest",
     "register_model",
     "setting",
     "value",
@@ -129,3 +130,8 @@ def setting(settings: Settings, name: str, like: torch.Tensor) -> torch.Tensor:
 def kappa_of(values: Values, like: torch.Tensor) -> torch.Tensor:
     """Return ``kappa`` as (..., 1), 1 where it is not given."""
     return value(values, "kappa") if "kappa" in values else like.new_ones(1)
+
+
+def longest(settings: Settings) -> int:
+    """Return how many sets of settings there are."""
+    return max(s.numel() for s in settings.values())

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from medpipe.qmri.signals._model import Settings, SignalModel, Values, kappa_of, setting, value
+from medpipe.qmri.signals._model import (
+    Settings,
+    SignalModel,
+    Values,
+    kappa_of,
+    longest,
+    setting,
+    value,
+)
 
 __all__ = ["SIGNALS", "dess_signal", "gradient_echo_signal", "spgr_signal"]
 
@@ -127,13 +135,13 @@ def gradient_echo_signal(values: Values, settings: Settings) -> torch.Tensor:
     return torch.exp(-setting(settings, "echo_time_s", t2star) / t2star)
 
 
-def _longest(settings: Settings) -> int:
-    """Return how many sets of settings there are."""
-    return max(s.numel() for s in settings.values())
-
-
 def _twice(settings: Settings) -> int:
-    return 2 * _longest(settings)
+    return 2 * longest(settings)
+
+
+def _dess_labels(settings: Settings) -> tuple[str, ...]:
+    angles = settings["flip_angle_deg"].expand(longest(settings)).tolist()
+    return tuple(f"DESS {a:g}° echo {echo}" for a in angles for echo in (1, 2))
 
 
 def _echo_before_pulse(settings: Settings) -> str | None:
@@ -159,7 +167,7 @@ SIGNALS = (
         required=_STEADY,
         optional={"echo_time_s": 0.0},
         signal=spgr_signal,
-        measured=_longest,
+        measured=longest,
         magnitude=True,
         reference="10.1063/1.1719961",
         title="SPGR",
@@ -181,6 +189,7 @@ SIGNALS = (
         also=("t2star_s",),
         plausible=_SHORT,
         check=_dess_echoes,
+        labels=_dess_labels,
     ),
     SignalModel(
         name="gradient_echo",
@@ -189,7 +198,7 @@ SIGNALS = (
         required=("echo_time_s",),
         optional={},
         signal=gradient_echo_signal,
-        measured=_longest,
+        measured=longest,
         magnitude=True,
         reference="10.1148/rg.295095034",
         title="GRE",
