@@ -30,6 +30,10 @@ HOST_ALLOWED = {
     ("graphcut/thickness.py", "host"),
     # torch has no strongly connected components; one byte per voxel and arc crosses
     ("graphcut/shape_prior.py", "_strong_groups"),
+    # the compiled sums of cosines of the host; tensors of the host alone, nothing is copied
+    ("qmri/perk_kernel.py", "_host"),
+    # the images that a model is trained for cross once: samples are drawn on the host
+    ("qmri/perk.py", "_train_as_published"),
 }
 """Functions that may bring a tensor to the host, and why."""
 

@@ -23,7 +23,7 @@ __all__ = ["cosine_sums"]
 DEVICE_ROWS = 65536
 """Rows at a time on a GPU: 262 MB of 1000 features."""
 THREAD_ROWS = 2048
-"""Rows that one thread of the host takes at a time."""
+"""Rows at a time on the host, for one thread or in one matrix product."""
 
 Floats = NDArray[np.float32]
 
@@ -112,7 +112,7 @@ def _device(
     """Return the sums by matrix products in q's dtype, in chunks."""
     omega, shift = frequencies.to(q), phases.to(q)
     parts = []
-    for rows in q.split(DEVICE_ROWS):
+    for rows in q.split(THREAD_ROWS if q.device.type == "cpu" else DEVICE_ROWS):
         angles = torch.addmm(shift, rows, omega)
         turned = angles.sin() @ sines.to(q).T if sines.shape[0] else None
         found = angles.cos_() @ cosines.to(q).T
