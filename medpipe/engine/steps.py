@@ -77,14 +77,15 @@ class StepRunner:
         seed : int or None
             For random steps.
         """
-        for name in step.reads.values():
-            if name not in data:
+        pairs = [(i, o) for i, o in zip(step.inputs, step.outputs, strict=True) if i in data]
+        transform = self._transform(step, tuple(target for _, target in pairs))
+        optional = getattr(transform, "optional_reads", ())
+        for parameter, name in step.reads.items():
+            if name not in data and parameter not in optional:
                 raise StepError(
                     f'the step reads "{name}", which this case does not have',
                     hint="give that input, or use a workflow without the step",
                 )
-        pairs = [(i, o) for i, o in zip(step.inputs, step.outputs, strict=True) if i in data]
-        transform = self._transform(step, tuple(target for _, target in pairs))
         data = self._with_outputs(step, todo, data, pairs)
         _seed_everything(derive_seed(0, todo.key) if seed is None else seed)
         if seed is not None and hasattr(transform, "set_random_state"):

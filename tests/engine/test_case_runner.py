@@ -250,6 +250,16 @@ def test_missing_input_and_missing_read(bench: Bench) -> None:
     assert 'reads "m", which this case does not have' in outcome.error["message"]
 
 
+def test_a_read_that_the_step_calls_optional_may_be_absent(
+    bench: Bench, recorder: type[Recorderd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "optional_reads", ("mask",), raising=False)
+    masked = table("a", "x", "t", "t.json", params={"mask": "m"}, reads={"mask": "m"})
+    assert bench.run([masked]).status == "done"
+    assert bench.record()["tables"] == {"t": {"value": 1.5}}
+    assert bench.run([masked]).computed == 0
+
+
 @pytest.fixture
 def image(bench: Bench) -> Bench:
     """The input is an image of float32 values."""
