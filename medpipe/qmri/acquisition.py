@@ -195,7 +195,7 @@ def same_values(a: Sequence[float], b: Sequence[float]) -> bool:
 
 def shown(values: Sequence[float]) -> str:
     """Return settings as text: ``15, 5``."""
-    return ", ".join(f"{v:g}" for v in values)
+    return ", ".join(f"{v:g}" if math.isfinite(v) else "not given" for v in values)
 
 
 def _texts(acquisition: Acquisition) -> list[str]:

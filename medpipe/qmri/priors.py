@@ -136,9 +136,11 @@ class TruncatedNormal(Prior):
 
     def quantile(self, probability: torch.Tensor) -> torch.Tensor:
         """Return the quantiles of `probability`."""
+        # in the lower tail, where probabilities keep their precision
+        side = 1 if self.mean > (self.low + self.high) / 2 else -1
         ends = torch.tensor([self.low, self.high], dtype=torch.float64)
-        low, high = torch.special.ndtr((ends - self.mean) / self.std)
-        z = torch.special.ndtri(torch.lerp(low, high, probability.to(torch.float64)))
+        low, high = torch.special.ndtr(side * (ends - self.mean) / self.std)
+        z = side * torch.special.ndtri(torch.lerp(low, high, probability.to(torch.float64)))
         return (self.mean + self.std * z).clamp(self.low, self.high)
 
     @property
@@ -264,7 +266,7 @@ def prior_from_dict(record: Mapping[str, Any], where: str = "prior") -> Prior:
         If the kind or a field is unknown, missing or no number.
     """
     kind = record.get("kind") if isinstance(record, Mapping) else None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UsageError("unknown kind of prior", where=where, expected=" | ".join(_KINDS))
     cls = _KINDS[kind]
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
@@ -275,10 +277,19 @@ def prior_from_dict(record: Mapping[str, Any], where: str = "prior") -> Prior:
             where=f"{where} ({kind})",
             expected=", ".join(sorted(names)),
         )
-    flat = [x for v in rest.values() for x in (v if isinstance(v, list | tuple) else [v])]
-    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in flat):
-        raise UsageError("a field is not a number", where=f"{where} ({kind})", expected="numbers")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()})
+    many = cls is Empirical
+    if not all(_is_numbers(v) if many else _is_number(v) for v in rest.values()):
+        expected = "a list of numbers" if many else "a number"
+        raise UsageError("a field is not a number", where=f"{where} ({kind})", expected=expected)
+    return cls(**{k: tuple(v) if many else v for k, v in rest.items()})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_number, value))
 
 
 DEFAULTS: Mapping[str, Prior] = {
@@ -300,6 +311,10 @@ DEFAULTS: Mapping[str, Prior] = {
 it matters, one that is too narrow pulls what lies outside to its edge."""
 
 
+_KAPPA_OF_ECHOES = Uniform(0.5, 1.0)
+"""Where it is estimated from a train of 180° pulses, 1 + d and 1 - d look the same."""
+
+
 def default_priors(protocol: Protocol) -> dict[str, Prior]:
     """Return a prior for each latent and known of `protocol`.
 
@@ -314,4 +329,7 @@ def default_priors(protocol: Protocol) -> dict[str, Prior]:
     absent = [n for n in names if n not in DEFAULTS]
     if absent:
         raise UsageError(f"{absent[0]} has no default prior", hint="give one")
-    return {n: DEFAULTS[n] for n in names}
+    found = {n: DEFAULTS[n] for n in names}
+    if "kappa" in protocol.latents:
+        found["kappa"] = _KAPPA_OF_ECHOES
+    return found

@@ -19,12 +19,14 @@ from medpipe.qmri.acquisition import (
     shown,
 )
 from medpipe.qmri.quantities import LATENT_ORDER
-from medpipe.qmri.settings import SETTINGS
-from medpipe.qmri.signals import SignalModel, Values
+from medpipe.qmri.settings import SETTINGS, check_setting
+from medpipe.qmri.signals import MODELS, SignalModel, Values
 
 __all__ = ["Acquisition", "Protocol", "protocol_from_settings", "read_protocol"]
 
-_LONGEST_FILE = 1_000_000
+_LONGEST_FILE = 100_000
+_SAME_ECHO_S = 3e-4
+"""One percent of a decay with T2* = 30 ms."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,26 @@ class Protocol:
         self._check_decay()
 
     def _check_decay(self) -> None:
-        """Refuse echo times that differ where no latent describes the decay."""
-        names = self.latents
-        for i, a in enumerate(self.acquisitions, 1):
-            also = a.signal_model.also
-            decays = [n for n in ("t2_s", "t2star_s") if n in also]
-            varies = len(a.settings.get("echo_time_s", ())) > 1
-            if varies and decays and not set(decays) & set(names):
-                raise UsageError(
-                    "echo_time_s differs, and nothing in the protocol measures the decay",
-                    where=f"acquisition {i} ({a.model})",
-                    expected="one echo time",
-                    hint="fit each echo time for itself, or add acquisitions that give T2 or T2*",
-                )
+        """Refuse echo times that differ where no latent describes the decay.
+
+        The decay is then a factor of M0, which all measured values share.
+        """
+        decays = {"t2_s", "t2star_s"}
+        if decays & set(self.latents):
+            return
+        times = [
+            t
+            for a in self.acquisitions
+            if decays & set(a.signal_model.also)
+            for t in a.settings.get("echo_time_s", ())
+        ]
+        if times and max(times) - min(times) > _SAME_ECHO_S:
+            raise UsageError(
+                "echo_time_s differs, and nothing in the protocol measures the decay",
+                expected=f"echo times within {_SAME_ECHO_S * 1e3:g} ms of each other",
+                got=f"{shown(sorted(set(times)))} s",
+                hint="fit each echo time for itself, or add acquisitions that give T2 or T2*",
+            )
 
     @property
     def count(self) -> int:
@@ -145,7 +154,9 @@ class Protocol:
             if not isinstance(entry, Mapping):
                 raise UsageError("it is no table", where=place, expected="model and settings")
             settings = dict(entry)
-            model = find_model(settings.pop("model", None), place)
+            if "model" not in settings:
+                raise UsageError("model is missing", where=place, expected=" | ".join(MODELS))
+            model = find_model(settings.pop("model"), place)
             magnitude = settings.pop("magnitude", None)
             try:
                 acquisitions.append(Acquisition(model.name, settings, magnitude))
@@ -222,7 +233,7 @@ def read_protocol(path: str | Path) -> Protocol:
     except OSError:
         raise UsageError("the protocol file cannot be read", where=where) from None
     if len(data) > _LONGEST_FILE:
-        raise UsageError("the protocol file is too long", where=where, expected="at most 1 MB")
+        raise UsageError("the protocol file is too long", where=where, expected="at most 100 kB")
     suffix = file.suffix.lower()
     if suffix not in (".json", ".yaml", ".yml"):
         raise UsageError("unknown kind of protocol file", where=where, expected=".json or .yaml")
@@ -252,8 +263,18 @@ def _yaml(data: bytes, where: str) -> Any:
         raise UsageError(
             "PyYAML is not installed", where=where, hint="write the protocol as .json"
         ) from None
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader, which would let the second of two equal fields win."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            if len(set(map(str, keys))) < len(keys):
+                raise UsageError("a field is there twice", where=where)
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(data)
+        return Loader(data).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = where if mark is None else f"{where}:{mark.line + 1}"
@@ -284,63 +305,62 @@ def protocol_from_settings(settings: Sequence[Mapping[str, Any]], model: str) ->
         Names the image and the setting that is missing or wrong.
     """
     kind = find_model(model, "model")
-    if not settings:
-        raise InputError("there are no images", expected=f"images of {model}")
-    given = {
-        name: [_number(s, name, i) for i, s in enumerate(settings, 1)]
-        for name in (*kind.required, *kind.optional)
-    }
-    return Protocol((_acquisition(kind, given, _magnitude(settings), len(settings)),))
-
-
-def _acquisition(
-    model: SignalModel, given: dict[str, list[float | None]], magnitude: bool | None, n: int
-) -> Acquisition:
-    """Return the acquisition of `n` images from one value per image and setting."""
-    settings: dict[str, tuple[float, ...]] = {}
-    for name, values in given.items():
-        absent = [i for i, v in enumerate(values, 1) if v is None]
-        if absent and (name in model.required or len(absent) < n):
-            bids = SETTINGS[name].bids
-            raise InputError(
-                f"{name} is missing",
-                where=f"image {absent[0]}",
-                hint=f"give {bids} in its sidecar, or a protocol file" if bids else None,
-            )
-        if not absent:
-            settings[name] = tuple(v for v in values if v is not None)
-    try:
-        one = Acquisition(model.name, settings, magnitude)
-        per_image = one.count // n
-        if per_image > 1:
-            kept = {k: v[::per_image] for k, v in settings.items()}
-            one = Acquisition(model.name, kept, magnitude)
-    except UsageError as error:
+    n = len(settings)
+    if not n or n % kind.per_set:
         raise InputError(
-            error.what,
-            where=f"images of {model.name}",
-            expected=error.expected,
-            got=error.got,
-            hint=error.hint,
-        ) from None
-    return one
+            f"the images are no sets of {kind.per_set}" if n else "there are no images",
+            where=f"images of {model}",
+            expected=f"a multiple of {kind.per_set}" if n else f"images of {model}",
+            got=str(n) if n else None,
+        )
+    values: dict[str, tuple[float, ...]] = {}
+    for name in (*kind.required, *kind.optional):
+        given = [_number(s, kind, name, i) for i, s in enumerate(settings, 1)]
+        found = tuple(v for v in given if v is not None)
+        if name in kind.required or found:
+            if len(found) < n:
+                raise _missing(name, given.index(None) + 1)
+            values[name] = found[:: kind.per_set]
+    try:
+        return Protocol((Acquisition(model, values, _magnitude(settings)),))
+    except UsageError as error:
+        raise _as_input(error, f"images of {model}") from None
 
 
-def _number(record: Mapping[str, Any], name: str, image: int) -> float | None:
-    """Return the number under `name` or an alias of it; a text of a number is one."""
+def _missing(name: str, image: int) -> InputError:
+    """Return the error of a setting that `image` (from 1) lacks."""
+    bids = SETTINGS[name].bids
+    return InputError(
+        f"{name} is missing",
+        where=f"image {image}",
+        hint=f"give {bids} in its sidecar, or a protocol file" if bids else None,
+    )
+
+
+def _as_input(error: UsageError, where: str) -> InputError:
+    """Return `error` as one of the images."""
+    return InputError(
+        error.what, where=where, expected=error.expected, got=error.got, hint=error.hint
+    )
+
+
+def _number(record: Mapping[str, Any], model: SignalModel, name: str, image: int) -> float | None:
+    """Return the plausible number under `name` or an alias of it; a text of a number is one."""
     found: Any = next((record[n] for n in (name, *_ALIASES.get(name, ())) if n in record), None)
     if isinstance(found, list | tuple) and len(found) == 1:
         found = found[0]
     if found is None:
         return None
+    where = f"image {image}"
+    if isinstance(found, str):
+        try:
+            found = float(found)
+        except ValueError:
+            raise InputError(f"{name} is not a number", where=where, got="a text") from None
     try:
-        if isinstance(found, bool):
-            raise ValueError
-        return float(found)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"{name} is not a number", where=f"image {image}", expected="a number"
-        ) from None
+        return check_setting(name, found, where, model.plausible.get(name))
+    except UsageError as error:
+        raise _as_input(error, where) from None
 
 
 def _magnitude(settings: Sequence[Mapping[str, Any]]) -> bool | None:

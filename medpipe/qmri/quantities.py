@@ -75,5 +75,4 @@ def check_quantity(name: str, value: object, where: str) -> float:
         Names the quantity, the range and the likely mistake ("in ms?").
     """
     quantity = QUANTITIES[name]
-    unit = "1" if quantity.unit == "arbitrary" else quantity.unit
-    return check_range(name, unit, quantity.plausible, value, where)
+    return check_range(name, quantity.unit, quantity.plausible, value, where)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 
 from medpipe.errors import UsageError
@@ -26,7 +27,7 @@ class Setting:
     name : str
         As in protocol files, with its unit.
     unit : str
-        ``"s"``, ``"deg"`` or ``"1"``.
+        ``"s"``, ``"deg"``, ``"1"`` for a fraction or ``"count"``.
     plausible : (float, float)
         Least and greatest value that is accepted, both inclusive.
     bids : str or None
@@ -62,8 +63,8 @@ _ALL = (
     Setting("refocusing_angle_deg", "deg", (20.0, 270.0), None, "nominal refocusing angle"),
     Setting("assumed_t1_s", "s", (0.05, 10.0), None, "T1 where the protocol does not measure it"),
     Setting("inversion_efficiency", "1", (0.3, 1.0), None, "1 for a perfect inversion, 0 for none"),
-    Setting("number_shots", "1", (1.0, 4096.0), "NumberShots", "excitations of one readout train"),
-    Setting("number_shots_before", "1", (0.0, 4096.0), None, "excitations before the centre"),
+    Setting("number_shots", "count", (1.0, 4096.0), "NumberShots", "excitations of one readout train"),
+    Setting("number_shots_before", "count", (0.0, 4096.0), None, "excitations before the centre"),
     Setting("partial_fourier", "1", (0.5, 1.0), "PartialFourier", "fraction along the train"),
     Setting("kappa", "1", (0.2, 3.0), None, "flip-angle scaling (B1+), 1 where it is as nominal"),
 )
@@ -72,10 +73,11 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType({s.name: s for s in _ALL})
 """Name → setting, for every setting that a protocol may hold, and ``kappa``."""
 
 _MISTAKES = {
-    "s": ((1e-3, "in ms?"), (1e-6, "in microseconds?"), (1e3, "in ks?")),
+    "s": ((1e-3, "in ms?"), (1e-6, "in microseconds?")),
     "deg": ((180 / math.pi, "in radians?"),),
     "1": ((1e-2, "in percent?"), (1e-3, "in thousandths?")),
 }
+_UNITS = {"s": "give seconds", "deg": "give degrees", "1": "give a fraction, 1 for the whole"}
 
 
 def check_setting(
@@ -109,25 +111,28 @@ def check_range(
 ) -> float:
     """Return `value` as a float if it lies in `plausible` (both inclusive); else UsageError."""
     low, high = plausible
-    shown = "" if unit == "1" else f" {unit}"
-    expected = f"{low:g} to {high:g}{shown}"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    expected = f"{low:g} to {high:g}{f' {unit}' if unit in ('s', 'deg') else ''}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        is_text = isinstance(value, str)
         raise UsageError(
             f"{name} is not a number",
             where=where,
             expected=expected,
-            got={str: "a text", bool: "true or false"}.get(type(value), "something else"),
+            got="a text" if is_text else "true or false" if isinstance(value, bool) else None,
+            hint="write a plain number without quotes, such as 0.005" if is_text else None,
         )
-    if low <= value <= high:
-        return float(value)
-    what = f"{name} is not plausible" if math.isfinite(value) else f"{name} is not finite"
-    guess = next((t for f, t in _MISTAKES[unit] if value and low <= value * f <= high), None)
-    text = "1" if unit == "1" else {"s": "seconds", "deg": "degrees"}[unit]
-    hint = {"1": "give a fraction, 1 for nominal"}.get(unit, f"give {text}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if low <= number <= high:
+        return number
+    mistakes = _MISTAKES.get(unit, ()) if number and math.isfinite(number) else ()
+    guess = next((text for factor, text in mistakes if low <= number * factor <= high), None)
     raise UsageError(
-        what,
+        f"{name} is not {'plausible' if math.isfinite(number) else 'finite'}",
         where=where,
         expected=expected,
-        got=f"{value:g}{f' ({guess})' if guess else ''}",
-        hint=hint if guess else None,
+        got=f"{number:g}{f' ({guess})' if guess else ''}",
+        hint=_UNITS[unit] if guess else None,
     )

@@ -202,8 +202,9 @@ def test_a_model_without_units_is_refused(change, message):
 
 def test_settings_and_quantities_have_units():
     for name, s in SETTINGS.items():
-        suffix = {"s": "_s", "deg": "_deg", "1": ""}[s.unit]
+        suffix = {"s": "_s", "deg": "_deg", "1": "", "count": ""}[s.unit]
         assert name.endswith(suffix)
+        assert s.description
         assert s.plausible[0] < s.plausible[1]
     for name, q in QUANTITIES.items():
         assert name.endswith("_s") == (q.unit == "s")

@@ -69,6 +69,8 @@ class SignalModel:
         each other, else None.
     labels : callable, optional
         ``labels(settings)`` → one short text per measured value.
+    per_set : int
+        Measured values, so images, for each set of settings: 2 for ``dess``.
     """
 
     name: str
@@ -86,6 +88,7 @@ class SignalModel:
     plausible: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     check: Callable[[Settings], str | None] | None = None
     labels: Callable[[Settings], tuple[str, ...]] | None = None
+    per_set: int = 1
 
 
 _MODELS: dict[str, SignalModel] = {}

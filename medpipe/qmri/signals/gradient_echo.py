@@ -190,6 +190,7 @@ SIGNALS = (
         plausible=_SHORT,
         check=_dess_echoes,
         labels=_dess_labels,
+        per_set=2,
     ),
     SignalModel(
         name="gradient_echo",
