@@ -84,6 +84,8 @@ class Perk:
         Hold-out score of this length scale and ridge, where they were searched.
     guard : Guard
         When a signal is flagged as `Flag.POOR_FIT`.
+    measured_sigma : tuple of float or None
+        Noise of the images it is used for (`with_noise`).
 
     References
     ----------
@@ -99,6 +101,7 @@ class Perk:
     samples: int
     score: float | None = None
     guard: Guard = Guard()
+    measured_sigma: tuple[float, ...] | None = None
 
     @property
     def protocol(self) -> Protocol:
@@ -131,7 +134,6 @@ class Perk:
         signal: torch.Tensor,
         known: Mapping[str, torch.Tensor] | None = None,
         *,
-        noise_sigma: float | Sequence[float] | None = None,
         errors: bool = True,
         chunk: int | None = None,
         dtype: torch.dtype = torch.float32,
@@ -144,10 +146,6 @@ class Perk:
             (N, D) measured values, on any device.
         known : mapping of str to Tensor, optional
             (N,) ``"kappa"``; 1 where it is not given.
-        noise_sigma : float or sequence of float, optional
-            Standard deviation of each measured value in the unit of `signal`. Without it
-            a normalised model takes the voxel's M0 times the noise of its training, any
-            other the noise of its training.
         errors : bool
             Whether to compute standard errors: noise alone, without the pull of the
             training voxels towards their middle. They double the time.
@@ -161,7 +159,6 @@ class Perk:
         InputError
             If the signal or a known regressor does not fit the protocol.
         """
-        levels = None if noise_sigma is None else noise_levels(noise_sigma, self.protocol.count)
         if chunk is None:
             chunk = HOST_CHUNK if signal.device.type == "cpu" else DEVICE_CHUNK
         if chunk < 1:
@@ -170,10 +167,18 @@ class Perk:
         def work(
             voxels: Voxels,
         ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-            return _Inference(self, voxels, levels, errors).result()
+            return _Inference(self, voxels, self.measured_sigma, errors).result()
 
         support = {name: self.support[name] for name in self.recipe.regressed}
         return in_chunks(work, signal, known, self.protocol, support, chunk, dtype)
+
+    def with_noise(self, noise_sigma: float | Sequence[float]) -> Perk:
+        """Return the same model for images whose noise is known, in their unit.
+
+        Standard errors and the guard then go by that noise. Without it a normalised model
+        takes the voxel's M0 times the noise of its training.
+        """
+        return replace(self, measured_sigma=noise_levels(noise_sigma, self.protocol.count))
 
     def calibrated(self) -> Perk:
         """Return the same model with a guard set on new voxels of its training."""
