@@ -133,6 +133,28 @@ def test_signal_and_derivative_can_be_mapped_over_voxels(name):
 
 
 @every_model
+def test_signals_depend_on_no_value_and_no_device_but_those_of_the_voxels(name):
+    a = acquisition(name)
+    # tensors without data: a branch on a value or a constant left on the host would raise
+    values = {n: torch.empty(5, device="meta") for n in names_of(a.signal_model, True)}
+    out = a.signal_model.signal(values, a.tensors)
+    assert out.device.type == "meta"
+    assert out.shape == (5, a.count)
+
+
+@every_model
+@pytest.mark.gpu
+def test_signals_on_the_gpu_are_those_of_the_host(name):
+    a = acquisition(name)
+    values = draw(names_of(a.signal_model), 100)
+    out = a.signal_model.signal({k: v.cuda() for k, v in values.items()}, a.tensors)
+    assert out.is_cuda
+    np.testing.assert_allclose(
+        out.cpu(), a.signal_model.signal(values, a.tensors), rtol=1e-11, atol=1e-14
+    )
+
+
+@every_model
 def test_kappa_is_1_where_it_is_not_given(name):
     a = acquisition(name)
     values = draw(a.signal_model.latents, 5)
