@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,10 +204,13 @@ class CaseRecorder:
         position = [s["id"] for s in record["steps"]].index(output["step"])
         chain = [s | {"seed": self.seeds.get(s["id"])} for s in record["steps"][: position + 1]]
         shared = ("case_id", "run_id", "workflow", "inputs", "device", "seed", "findings")
+        source = self._sources[output["file"]]
+        own = source.get("sidecar") if isinstance(source, dict) else None
         sidecar = {
+            **(self._bids_fields(own, output, position) if isinstance(own, dict) else {}),
             "schema": CASE_SCHEMA,
             "output": dict(output),
-            "source": self._sources[output["file"]],
+            "source": source,
             **{name: record[name] for name in shared},
             "steps": chain,
             "peak_rss_bytes": record["peak_rss_bytes"],
@@ -216,8 +219,27 @@ class CaseRecorder:
         }
         write_bytes_atomic(path, record_bytes(sidecar), durable=False)
 
+    def _bids_fields(
+        self, own: Mapping[str, Json], output: Mapping[str, Json], position: int
+    ) -> dict[str, Json]:
+        """Return the fields of BIDS that a step gave its result, and what it was made from."""
+        steps = self.runner.workflow.steps[: position + 1]
+        key = next(s.key for s in steps[-1].save if s.file == output["file"])
+        names = _inputs_behind(steps, key) & self.inputs.keys()
+        case_id = self.job.case_id
+        return {**own, "Sources": [f"bids:inputs:{case_id}/{name}" for name in sorted(names)]}
+
     def _was_reused(self, key: str) -> bool:
         return any(s["key"] == key and s["status"] == "reused" for s in self.done)
+
+
+def _inputs_behind(steps: Sequence[CompiledStep], key: str) -> set[str]:
+    """Return the keys that no step wrote and the value of `key` after `steps` was made from."""
+    behind: dict[str, set[str]] = {}
+    for step in steps:
+        read = {name for k in step.keys_read() for name in behind.get(k, {k})}
+        behind |= dict.fromkeys(step.keys_written(), read)
+    return behind.get(key, {key})
 
 
 def _input_record(digest: InputDigest) -> dict[str, Json]:

@@ -29,6 +29,17 @@ _DATATYPE: Final = {
     **dict.fromkeys(("ct", "CT"), "ct"),
 }
 
+_MAPS: Final = frozenset(
+    [
+        *("T1map", "T2map", "T2starmap", "R1map", "R2map", "R2starmap", "PDmap", "PDT2map"),
+        *("M0map", "S0map", "MTRmap", "MTVmap", "MTsat", "MWFmap", "UNIT1", "Chimap"),
+        *("TB1map", "RB1map"),
+    ]
+)
+"""Suffixes of quantitative maps: a file of that name is one, whatever the case is called."""
+
+_FIELD_MAPS: Final = frozenset(["TB1map", "RB1map"])
+
 
 @dataclass(frozen=True, slots=True)
 class DerivativeReport:
@@ -70,7 +81,8 @@ def export_derivative(
     bids_out : path
         Folder of the derivative dataset; made if absent.
     source : str, optional
-        URL or relative path of the source dataset for ``SourceDatasets``.
+        URL or relative path of the source dataset for ``SourceDatasets`` and for
+        the links of BIDS in ``Sources``.
 
     Raises
     ------
@@ -153,17 +165,22 @@ def _targets(record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         folder /= f"ses-{entities['ses']}"
     head = "_".join(f"{k}-{v}" for k, v in entities.items() if k != "desc")
     for (file, _), end, more in zip(outputs, ends, _told_apart(outputs, ends), strict=True):
-        yield folder / datatype / f"{head}_desc-{desc}{more}_{end}{_extension(file)}", file
+        place = "fmap" if end in _FIELD_MAPS else datatype
+        yield folder / place / f"{head}_desc-{desc}{more}_{end}{_extension(file)}", file
 
 
 def _told_apart(outputs: list[tuple[str, str]], ends: list[str]) -> list[str]:
     """Return what is added to ``desc`` of each output, so that none takes a name of another."""
-    names = [_names("", end, _extension(f)) for (f, _), end in zip(outputs, ends, strict=True)]
+    first = [_companion(file, makes) for file, makes in outputs]
+    names = [
+        _names(more, end, _extension(f))
+        for more, (f, _), end in zip(first, outputs, ends, strict=True)
+    ]
     taken: set[str] = set()
     added = []
     for place, ((file, _), end) in enumerate(zip(outputs, ends, strict=True)):
         others = set().union(*names[:place], *names[place + 1 :])
-        stem = _stem(file)[:1].upper() + _stem(file)[1:] if names[place] & others else ""
+        stem = _capital(_stem(file)) if names[place] & others else first[place]
         more, number = stem, 1
         while (mine := _names(more, end, _extension(file))) & taken:
             number += 1
@@ -182,7 +199,20 @@ def _end(file: str, makes: str, suffix: str | None) -> str:
     """Return the suffix of an output; a mesh or a table of a T1w is no T1w."""
     if makes == "labels":
         return "dseg"
+    kind = file.partition(".")[0].partition("-")[0]
+    if makes == "volume" and kind in _MAPS:
+        return kind
     return _stem(file) if makes in ("document", "table") else suffix or _stem(file)
+
+
+def _companion(file: str, makes: str) -> str:
+    """Return what a file of a map has in its name besides the suffix: ``Error``."""
+    kind, _, more = file.partition(".")[0].partition("-")
+    return _capital(_label(more)) if makes == "volume" and kind in _MAPS and more else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _naming(case_id: str) -> tuple[dict[str, str], str | None]:
@@ -236,5 +266,7 @@ def _description(workflow: dict[str, Any], source: str | None) -> dict[str, Any]
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "medpipe", "Version": __version__, "Description": text}],
+        # the sidecars of maps name what they were made from as bids:inputs:<case>/<input>
         **({"SourceDatasets": [{"URL": source}]} if source else {}),
+        **({"DatasetLinks": {"inputs": source}} if source else {}),
     }
