@@ -1,0 +1,323 @@
+"""Nonlinear least squares in every voxel: the reference that the other estimators meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from medpipe.errors import UsageError
+from medpipe.qmri.atoms import LINEAR
+from medpipe.qmri.estimate import Estimate, Flag, Voxels, check_voxels, collect
+from medpipe.qmri.jacobian import signal_and_slopes
+from medpipe.qmri.levenberg_marquardt import Settled, minimise
+from medpipe.qmri.protocol import Protocol
+from medpipe.qmri.quantities import QUANTITIES
+from medpipe.qmri.starts import Starts
+from medpipe.qmri.uncertainty import noise_variance, poor_fit
+
+__all__ = ["Fit", "NonlinearLeastSquares"]
+
+BATCH_VALUES = 1 << 17
+"""Measured values per batch: below it the cost of a call is felt, above it the cache."""
+
+BLOCK_VALUES = 1 << 20
+"""Measured values whose starts are held at a time."""
+
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}
+
+
+@dataclass(eq=False)
+class Fit:
+    """Where the searches of N voxels ended, before noise is known.
+
+    Parameters
+    ----------
+    values : Tensor
+        (p + 1, N): M0, then the latents in SI units.
+    spread : Tensor
+        (p + 1, N) standard errors for noise of standard deviation 1.
+    squares : Tensor
+        (N,) sums of squared residuals.
+    flags : Tensor
+        (N,) uint8, NOT_CONVERGED and AT_BOUND.
+    steps : Tensor
+        (N,) int16, steps tried.
+    """
+
+    values: torch.Tensor
+    spread: torch.Tensor
+    squares: torch.Tensor
+    flags: torch.Tensor
+    steps: torch.Tensor
+
+    def part(self, which: torch.Tensor) -> Fit:
+        """Return the fit of some voxels."""
+        columns = self.values[:, which], self.spread[:, which]
+        return Fit(*columns, self.squares[which], self.flags[which], self.steps[which])
+
+    def put(self, where: torch.Tensor, other: Fit) -> None:
+        """Write the voxels of `other` to the places `where` (n,)."""
+        self.values[:, where] = other.values
+        self.spread[:, where] = other.spread
+        self.squares[where] = other.squares
+        self.flags[where] = other.flags
+        self.steps[where] = other.steps
+
+
+@dataclass(frozen=True, eq=False)
+class NonlinearLeastSquares:
+    """Least squares fit of the signal models, by batched Levenberg–Marquardt.
+
+    M0 is found by variable projection; times are searched as logarithms, inside bounds.
+    Where magnitudes of signals that change sign are measured (inversion recovery), the
+    patterns of signs that fit best are fitted with restored polarity and the best is
+    kept, which is the least squares fit of the magnitude.
+
+    Magnitudes of low signals are Rician: below a signal-to-noise ratio of about 3 they
+    are larger than the model says and times come out too long. Leave such echoes out.
+
+    Parameters
+    ----------
+    protocol : Protocol
+    bounds : mapping of str to (low, high), optional
+        Ranges of the search; default the plausible range of each quantity.
+    fixed : mapping of str to float
+        Latents that are not searched but held at a value.
+    start : "dictionary" or mapping of str to float
+        A coarse dictionary, or one value per latent for all voxels.
+    iterations : int
+        Most steps per voxel and start.
+    tolerance : float, optional
+        A voxel has settled when no latent moves by a larger part; default 1e-7 in
+        float64, 1e-4 in float32.
+    damping : float
+        First damping, relative to the diagonal of the normal matrix.
+    sigma : float or Tensor, optional
+        Standard deviation of the noise, () or (N,), in units of the signal. Without it
+        it comes from the residuals (`medpipe.qmri.uncertainty`).
+    dtype : torch.dtype
+        float64 or float32.
+
+    Raises
+    ------
+    UsageError
+        If the protocol measures fewer values than are unknown, or a bound or a fixed
+        value belongs to no latent of the protocol.
+    """
+
+    protocol: Protocol
+    bounds: Mapping[str, tuple[float, float]] | None = None
+    fixed: Mapping[str, float] = field(default_factory=dict)
+    start: str | Mapping[str, float] = "dictionary"
+    iterations: int = 60
+    tolerance: float | None = None
+    damping: float = 1e-3
+    sigma: float | torch.Tensor | None = None
+    dtype: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        searched = [n for n in self.protocol.latents if n != "m0"]
+        for given in (self.bounds or {}, self.fixed):
+            for name in given:
+                if name not in searched:
+                    raise UsageError(
+                        f"{name} is no latent of the protocol", expected=", ".join(searched)
+                    )
+        if self.dtype not in TOLERANCE:
+            raise UsageError("least squares computes in float64 or float32")
+        if isinstance(self.start, str) and self.start != "dictionary":
+            raise UsageError(
+                "unknown start", expected="dictionary, or a value per latent", got=self.start[:40]
+            )
+        if len(self.latents) > self.protocol.count:
+            raise UsageError(
+                "the protocol measures fewer values than are unknown",
+                expected=f"at least {len(self.latents)} ({', '.join(self.latents)})",
+                got=str(self.protocol.count),
+                hint="hold a latent with fixed, or measure more images",
+            )
+        if not self.nonlinear:
+            raise UsageError("every latent is fixed", expected="at least one to search")
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the maps, ``"m0"`` first; those that are fixed are none."""
+        return tuple(n for n in self.protocol.latents if n not in self.fixed)
+
+    @property
+    def nonlinear(self) -> tuple[str, ...]:
+        """The latents that are searched."""
+        return self.latents[1:]
+
+    @property
+    def support(self) -> dict[str, tuple[float, float]]:
+        """Range of the search of each latent."""
+        own = dict(self.bounds or {})
+        return {n: own.get(n, QUANTITIES[n].plausible) for n in self.nonlinear}
+
+    def estimate(
+        self,
+        signal: torch.Tensor,
+        known: Mapping[str, torch.Tensor] | None = None,
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> Estimate:
+        """Return the least squares values of N voxels, their standard errors and flags.
+
+        Parameters
+        ----------
+        signal : Tensor
+            (N, D) measured values.
+        known : mapping of str to Tensor, optional
+            (N,) ``"kappa"``.
+        start : mapping of str to Tensor, optional
+            (N,) per searched latent; where one is NaN or out of bounds the voxel starts
+            from the dictionary.
+
+        Raises
+        ------
+        InputError
+            If the signal or a known regressor does not fit the protocol.
+        """
+        voxels = check_voxels(signal, known, self.protocol, self.dtype)
+        return self.finish(voxels, self.search(voxels, start))
+
+    def search(self, voxels: Voxels, start: Mapping[str, torch.Tensor] | None = None) -> Fit:
+        """Return where the search of each voxel ends; voxels without a signal are NaN."""
+        n, device = len(voxels), voxels.signal.device
+        rows = len(self.latents)
+        fit = Fit(
+            values=torch.full((rows, n), torch.nan, dtype=self.dtype, device=device),
+            spread=torch.full((rows, n), torch.nan, dtype=self.dtype, device=device),
+            squares=torch.full((n,), torch.nan, dtype=self.dtype, device=device),
+            flags=torch.zeros(n, dtype=torch.uint8, device=device),
+            steps=torch.zeros(n, dtype=torch.int16, device=device),
+        )
+        starts = Starts(self.protocol, self.nonlinear, self.support, dict(self.fixed))
+        for where in usable(voxels).nonzero()[:, 0].split(max(1, BLOCK_VALUES // self._count)):
+            part = {k: v[where] for k, v in voxels.known.items()}
+            begin = None if start is None else self._given(start, where)
+            fit.put(where, self._block(voxels.signal[where], part, begin, starts))
+        return fit
+
+    def finish(self, voxels: Voxels, fit: Fit) -> Estimate:
+        """Return the estimate of a search: noise, standard errors, flags."""
+        quality = voxels.quality | fit.flags
+        there = usable(voxels)
+        freedom = self._count - len(self.latents)
+        sigma = None if self.sigma is None else torch.as_tensor(self.sigma, device=there.device)
+        variance, judged = noise_variance(fit.squares, freedom, there, sigma)
+        power = (voxels.signal**2).sum(1)
+        poor = poor_fit(fit.squares, power, freedom, judged)
+        quality = quality | (poor & there).to(torch.uint8) * int(Flag.POOR_FIT)
+        errors = fit.spread * variance.sqrt()
+        return collect(
+            dict(zip(self.latents, fit.values, strict=True)),
+            dict(zip(self.latents, errors, strict=True)),
+            quality,
+        )
+
+    def with_steps(self, iterations: int, tolerance: float) -> NonlinearLeastSquares:
+        """Return the same fit with other limits of the search."""
+        return replace(self, iterations=iterations, tolerance=tolerance)
+
+    @property
+    def _count(self) -> int:
+        return self.protocol.count
+
+    @property
+    def _logarithmic(self) -> list[bool]:
+        return [n not in LINEAR for n in self.nonlinear]
+
+    def _given(self, start: Mapping[str, torch.Tensor], where: torch.Tensor) -> torch.Tensor:
+        """Return the given starts (p, n), NaN where one is absent or out of bounds."""
+        missing = [n for n in self.nonlinear if n not in start]
+        if missing:
+            raise UsageError(f"no start for {missing[0]}", expected=", ".join(self.nonlinear))
+        rows = torch.stack([start[n][where].to(self.dtype) for n in self.nonlinear])
+        low, high = (torch.tensor(b).to(rows)[:, None] for b in zip(*self.support.values()))  # noqa: B905
+        inside = ((rows >= low) & (rows <= high)).all(0)
+        return torch.where(inside, rows, torch.nan)
+
+    def _block(
+        self,
+        signal: torch.Tensor,
+        known: dict[str, torch.Tensor],
+        begin: torch.Tensor | None,
+        starts: Starts,
+    ) -> Fit:
+        """Return the fit of the voxels of one block, the best of all starts of each."""
+        scale = signal.norm(dim=1)
+        unit = signal / scale[:, None]
+        if begin is None and not isinstance(self.start, str):
+            begin = torch.tensor([[self.start[n]] for n in self.nonlinear]).to(signal)
+            begin = begin.expand(-1, len(signal))
+        values, signs = starts.of(unit, known, begin)
+        tries = values.shape[2]
+        settled = self._minimise(
+            (unit[:, None] * signs).flatten(0, 1),
+            {k: v.repeat_interleave(tries) for k, v in known.items()},
+            values.flatten(1),
+        )
+        best = settled.squares.view(-1, tries).argmin(1)
+        pick = torch.arange(len(best), device=best.device) * tries + best
+        latents = self._from(settled.x[:, pick])
+        variances = settled.variances[:, pick]
+        slope = torch.stack([v if g else torch.ones_like(v) for v, g in self._scaled(latents)])
+        flags = (~settled.converged[pick]).to(torch.uint8) * int(Flag.NOT_CONVERGED)
+        flags |= settled.at_bound[pick].to(torch.uint8) * int(Flag.AT_BOUND)
+        # the signal had norm 1: M0 and its error go up by the norm, noise comes down by it
+        spread = torch.cat([variances[:1].sqrt(), slope * variances[1:].sqrt() / scale])
+        return Fit(
+            values=torch.cat([(settled.m0[pick] * scale)[None], latents]),
+            spread=spread,
+            squares=settled.squares[pick] * scale**2,
+            flags=flags,
+            steps=settled.steps[pick],
+        )
+
+    def _minimise(
+        self, signal: torch.Tensor, known: dict[str, torch.Tensor], values: torch.Tensor
+    ) -> Settled:
+        """Return the searches of signals (n, D) from values (p, n)."""
+        held = {n: torch.as_tensor(v).to(signal) for n, v in self.fixed.items()}
+
+        def model(
+            x: torch.Tensor, part: Mapping[str, torch.Tensor]
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            latents = self._from(x)
+            scale = torch.stack([v if g else torch.ones_like(v) for v, g in self._scaled(latents)])
+            return signal_and_slopes(
+                self.protocol, self.nonlinear, latents, scale, {**held, **part}
+            )
+
+        limits = torch.tensor(list(self.support.values())).to(signal)
+        low, high = self._to(limits[:, :1]), self._to(limits[:, 1:])
+        return minimise(
+            model,
+            signal.T.contiguous(),
+            known,
+            torch.minimum(torch.maximum(self._to(values), low), high),
+            (low, high),
+            iterations=self.iterations,
+            tolerance=self.tolerance or TOLERANCE[self.dtype],
+            damping=self.damping,
+            batch=max(256, BATCH_VALUES // self._count),
+        )
+
+    def _scaled(self, values: torch.Tensor) -> list[tuple[torch.Tensor, bool]]:
+        return list(zip(values, self._logarithmic, strict=True))
+
+    def _to(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the coordinates of the search of latents (p, n)."""
+        return torch.stack([v.log() if g else v for v, g in self._scaled(values)])
+
+    def _from(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the latents of coordinates (p, n)."""
+        return torch.stack([v.exp() if g else v for v, g in self._scaled(x)])
+
+
+def usable(voxels: Voxels) -> torch.Tensor:
+    """Return (N,) bool: voxels with a finite signal that is not 0."""
+    return (voxels.quality & int(Flag.NO_SIGNAL | Flag.NOT_FINITE)) == 0
