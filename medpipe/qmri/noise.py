@@ -22,9 +22,12 @@ __all__ = ["Noise", "measure_noise", "noise_sigma"]
 
 CORNER = 8
 """A corner is this part of each axis."""
+ALIKE = 1.3
+"""Corners whose median is up to this times that of the darkest are air like it."""
 FEWEST = 50
 """Values that a quantile is taken from at least."""
-RAYLEIGH_MEDIAN = math.sqrt(2 * math.log(2))
+BRIGHT = 4.0
+"""Medians beyond which 15 in a million values of air lie."""
 RAYLEIGH_QUARTILES = math.sqrt(math.log(4) / math.log(4 / 3))
 """Upper by lower quartile of a Rayleigh distribution, 2.195."""
 SHAPE = 0.15
@@ -113,7 +116,7 @@ def _one(image: torch.Tensor, inside: torch.Tensor | None) -> tuple[float, str]:
 
 
 def _air(image: torch.Tensor, inside: torch.Tensor | None) -> float:
-    """Return σ from the darker half of the corners, NaN where they are no air."""
+    """Return σ from the corners as dark as the darkest, NaN where they are no air."""
     corners = []
     ends = [(slice(0, n), slice(-n, None)) for n in _corner_sizes(image.shape)]
     for place in product(*ends):
@@ -125,10 +128,11 @@ def _air(image: torch.Tensor, inside: torch.Tensor | None) -> float:
         # a padded corner is no measurement
         if values.numel() and float((values == 0).float().mean()) < 0.5:
             corners.append(values)
-    corners.sort(key=lambda values: float(values.abs().median()))
     if not corners:
         return math.nan
-    values = torch.cat(corners[: max(1, len(corners) // 2)])
+    levels = [float(values.abs().median()) for values in corners]
+    darkest = min(levels)
+    values = torch.cat([v for v, at in zip(corners, levels, strict=True) if at <= ALIKE * darkest])
     if values.numel() < FEWEST:
         return math.nan
     return (
@@ -156,7 +160,8 @@ def _rayleigh(values: torch.Tensor, typical: float) -> float:
         return math.nan
     if abs(high / low / RAYLEIGH_QUARTILES - 1) > SHAPE:
         return math.nan
-    return middle / RAYLEIGH_MEDIAN
+    # twice as precise as the median, which has ruled out what is far brighter
+    return math.sqrt(float(values[values < BRIGHT * middle].square().mean()) / 2)
 
 
 def _signed(values: torch.Tensor) -> float:

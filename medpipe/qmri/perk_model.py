@@ -37,6 +37,9 @@ ORDINARY = 0.99
 """Part of the noise-free training voxels whose misfit counts as PERK's own."""
 ACCEPTED = 0.999
 """Part of the noisy training voxels that the guard lets pass."""
+LEAST_LIMIT = 4.0
+"""Squared misfit in units of noise that is never poor: two standard deviations. Where as
+many latents as values are free, the misfit of training voxels is rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Guard:
         |y - m0 s| / |y| that PERK has without noise at all but 1 in 100 of the training
         voxels with an M0 above the median.
     limit : float
-        The misfit that all but 1 in 1000 training voxels with noise stay below.
+        The misfit that all but 1 in 1000 training voxels with noise stay below, 4 or more.
     m0 : float
         Median M0 of the training voxels: what a normalised model's noise refers to.
     """
@@ -197,7 +200,8 @@ class Perk:
         bright = relative.nan_to_num(nan=0.0)[drawn.values["m0"] >= m0]
         guard = Guard(float(bright.quantile(ORDINARY)), math.inf, m0)
         noisy = inference(drawn.signal).excess(guard)
-        return replace(self, guard=replace(guard, limit=float(noisy.quantile(ACCEPTED))))
+        limit = max(LEAST_LIMIT, float(noisy.nan_to_num(nan=0.0).quantile(ACCEPTED)))
+        return replace(self, guard=replace(guard, limit=limit))
 
 
 class _Inference:
