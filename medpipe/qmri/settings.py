@@ -63,7 +63,9 @@ _ALL = (
     Setting("refocusing_angle_deg", "deg", (20.0, 270.0), None, "nominal refocusing angle"),
     Setting("assumed_t1_s", "s", (0.05, 10.0), None, "T1 where the protocol does not measure it"),
     Setting("inversion_efficiency", "1", (0.3, 1.0), None, "1 for a perfect inversion, 0 for none"),
-    Setting("number_shots", "count", (1.0, 4096.0), "NumberShots", "excitations of one readout train"),
+    Setting(
+        "number_shots", "count", (1.0, 4096.0), "NumberShots", "excitations of one readout train"
+    ),
     Setting("number_shots_before", "count", (0.0, 4096.0), None, "excitations before the centre"),
     Setting("partial_fourier", "1", (0.5, 1.0), "PartialFourier", "fraction along the train"),
     Setting("kappa", "1", (0.2, 3.0), None, "flip-angle scaling (B1+), 1 where it is as nominal"),
