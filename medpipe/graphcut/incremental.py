@@ -42,12 +42,19 @@ class IncrementalCut:
         Raises
         ------
         StepError
-            If a change is not of integers, a capacity leaves the range 0 to INFINITE, or
-            flows could pass 64 bits. The problem is then the one it was.
+            If a change has another shape or no integers, a capacity leaves the range 0 to
+            INFINITE, or flows could pass 64 bits. The problem is then the one it was.
         """
         if source_delta.is_floating_point() or sink_delta.is_floating_point():
             raise StepError("the change is not of integers", hint="use quantise()")
         old = self.problem
+        for delta in (source_delta, sink_delta):
+            if delta.shape != old.source.shape:
+                raise StepError(
+                    "the change does not fit the problem",
+                    expected=str(old.shape),
+                    got=str(tuple(delta.shape)),
+                )
         new = [
             (x.to(torch.int64) + delta.to(torch.int64))
             for x, delta in ((old.source, source_delta), (old.sink, sink_delta))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,6 +20,7 @@ from medpipe.graphcut.unaries import gaussian_mixture_costs
 from medpipe.graphcut.vector_field import gradient_vector_flow
 from medpipe.graphcut.voxels import Spacing
 from medpipe.steps._balls import dilate_ball, erode_ball
+from medpipe.steps._base import check_triple
 
 __all__ = ["OrganCut", "shape_prior_cut"]
 
@@ -111,9 +113,18 @@ def shape_prior_cut(
     StepError
         If there are no labels, the grids differ, an outline fills the image, or
         the relations cannot all hold.
+    UsageError
+        If a parameter is out of range.
     """
+    _check_lengths(
+        distance_mm=distance_mm,
+        core_mm=core_mm,
+        outside_mm=outside_mm,
+        near_per_mm=near_per_mm,
+        weight_per_mm2=weight_per_mm2,
+    )
     values = _labels(image, rough)
-    spacing = spacing_mm
+    spacing = check_triple("spacing_mm", spacing_mm)
     region = _region(rough > 0, spacing, outside_mm)
     x, outlines = image[region], {v: (rough == v)[region] for v in values}
     layers, notes = [], []
@@ -138,6 +149,12 @@ def shape_prior_cut(
     return OrganCut(labels, result, region, tuple(notes))
 
 
+def _check_lengths(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UsageError(f"{name} is wrong", expected="finite, 0 or more", got=f"{value:g}")
+
+
 def _labels(image: torch.Tensor, rough: torch.Tensor) -> list[int]:
     """Return the labels of the rough outlines, smallest first."""
     if rough.shape != image.shape:
@@ -146,7 +163,10 @@ def _labels(image: torch.Tensor, rough: torch.Tensor) -> list[int]:
             expected=f"shape {tuple(image.shape)}",
             got=f"shape {tuple(rough.shape)}",
         )
-    values = [int(v) for v in torch.unique(rough) if v != 0]
+    found = torch.unique(rough)
+    if rough.is_floating_point() and not bool((found == found.round()).all()):
+        raise StepError("the rough outlines are no labels", expected="whole numbers")
+    values = [int(v) for v in found if v != 0]
     if not values:
         raise StepError("the rough outlines are empty", expected="labels of 1 or more")
     if values[0] < 0 or values[-1] > 255:

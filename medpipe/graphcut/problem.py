@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -247,9 +248,15 @@ def cut_value(problem: CutProblem, source_side: torch.Tensor) -> int:
     Raises
     ------
     StepError
-        If the cut severs an arc or terminal of capacity INFINITE: the constraints
-        of the problem contradict each other.
+        If the cut has another size than the problem, or severs an arc or terminal of
+        capacity INFINITE: the constraints of the problem contradict each other.
     """
+    if source_side.numel() != problem.source.numel():
+        raise StepError(
+            "the source side does not fit the problem",
+            expected=str(problem.shape),
+            got=str(tuple(source_side.shape)),
+        )
     side = source_side.reshape(problem.shape)
     parts = [problem.sink[side], problem.source[~side]]
     for family in problem.arcs:
@@ -269,6 +276,13 @@ def cut_value(problem: CutProblem, source_side: torch.Tensor) -> int:
 
 
 def _check_problem(problem: CutProblem) -> None:
+    for name in ("source", "sink"):
+        if not isinstance(getattr(problem, name), torch.Tensor):
+            raise StepError(
+                f"the {name} capacities are no tensor",
+                expected="a tensor of integers",
+                got=type(getattr(problem, name)).__name__,
+            )
     shape = problem.shape
     if len(shape) < 1 or 0 in shape:
         raise StepError("the lattice is empty", got=f"shape {shape}")
@@ -289,7 +303,8 @@ def _check_problem(problem: CutProblem) -> None:
     _check_capacity(problem.sink, shape, "sink capacities")
     for family in problem.arcs:
         where = f"capacities at offset {family.offset}"
-        if len(family.offset) != len(shape) or not any(family.offset):
+        whole = all(isinstance(step, Integral) for step in family.offset)
+        if not whole or len(family.offset) != len(shape) or not any(family.offset):
             raise StepError(
                 "an arc family has an unusable offset",
                 expected=f"{len(shape)} integers, not all 0",
@@ -327,6 +342,13 @@ def _check_links(problem: CutProblem) -> None:
 def _check_capacity(capacity: Capacity, shape: tuple[int, ...], what: str) -> None:
     if isinstance(capacity, int):
         low = high = capacity
+    elif not isinstance(capacity, torch.Tensor):
+        raise StepError(
+            f"the {what} are not integers",
+            expected="a tensor of integers or one integer",
+            got=type(capacity).__name__,
+            hint="use quantise()",
+        )
     else:
         if capacity.is_floating_point() or capacity.is_complex():
             raise StepError(f"the {what} are not integers", hint="use quantise()")

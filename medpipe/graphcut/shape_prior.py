@@ -133,7 +133,9 @@ def prior_arcs(
     if not 0 < min_length < 1:
         raise UsageError("min_length is wrong", expected="between 0 and 1", got=f"{min_length:g}")
     if max_core_voxels is not None and max_core_voxels < 1:
-        raise UsageError("max_core_voxels is wrong", expected="1 or more, or None")
+        raise UsageError(
+            "max_core_voxels is wrong", expected="1 or more, or None", got=str(max_core_voxels)
+        )
     vectors = field.vectors if isinstance(field, VectorField) else field
     usable = _usable(vectors, min_length)
     price = _price(weight, vectors)

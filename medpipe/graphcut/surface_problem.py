@@ -312,6 +312,12 @@ def _separation(
     least, most = (_on_columns(problem, v) for v in bounds)
     if bool(torch.isnan(least).any()) or bool(torch.isnan(most).any()):
         raise StepError(f"{label} has a limit that is NaN")
+    if bool((least == inf).any()) or bool((most == -inf).any()):
+        raise StepError(
+            f"{label} has a limit that no position keeps",
+            expected="min_mm below inf, max_mm above -inf",
+            got=f"{float(least.max()):g} and {float(most.min()):g}",
+        )
     if soft is not None:
         tie = _tie(problem, label, offset, lower, upper, soft, exists, None)
         least, most = torch.maximum(least, tie.least_mm), torch.minimum(most, tie.most_mm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 
 import torch
 
@@ -114,16 +115,25 @@ class SurfaceSession:
         Raises
         ------
         UsageError
-            If there is no such column or a radius is out of range.
+            If there is no such column, or a number is out of range or not finite.
         """
         at = self._place(surface, column)
         if (
             not radius_mm > 0
-            or radius_columns < 0
+            or not radius_columns >= 0
             or (radius_columns and self.problem.links is not None)
         ):
             raise UsageError(
-                "a radius is wrong", expected="radius_mm above 0, radius_columns 0 or more on grids"
+                "a radius is wrong",
+                expected="radius_mm above 0, radius_columns 0 or more on grids",
+                got=f"{radius_mm:g} and {radius_columns:g}",
+            )
+        if not isfinite(position_mm) or not isfinite(strength):
+            raise UsageError(
+                "the point is wrong",
+                where=f"surface {surface} · {column_name(at[1:])}",
+                expected="a finite position and strength",
+                got=f"{position_mm:g} mm and {strength:g}",
             )
         positions = self.problem.positions()[surface]
         along = torch.exp(-0.5 * ((positions - position_mm) / radius_mm).square())
@@ -140,9 +150,16 @@ class SurfaceSession:
         Raises
         ------
         UsageError
-            If there is no such column, or no node lies that near.
+            If there is no such column, the position is not finite, or no node lies that near.
         """
         at = self._place(surface, column)
+        if not isfinite(position_mm) or not tolerance_mm >= 0:
+            raise UsageError(
+                "the pin is wrong",
+                where=f"surface {surface} · {column_name(at[1:])}",
+                expected="a finite position and a tolerance of 0 mm or more",
+                got=f"{position_mm:g} mm within {tolerance_mm:g} mm",
+            )
         away = (self.problem.positions()[at] - position_mm).abs()
         near = torch.nonzero(away <= tolerance_mm + self.problem.tolerance_mm())
         if not near.numel():

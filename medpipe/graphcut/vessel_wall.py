@@ -29,6 +29,10 @@ SURFACES = ("lumen", "media")
 """The inner wall, and the border of media and adventitia (external elastic membrane)."""
 
 
+_OPEN = ("max_wall_mm", "slope", "frame_slope")
+"""Limits that may be infinite: none."""
+
+
 @dataclass(frozen=True)
 class VesselWallParameters:
     """Lengths and weights of `vessel_wall`.
@@ -77,9 +81,21 @@ class VesselWallParameters:
 
     def __post_init__(self) -> None:
         numbers = {n: v for n, v in vars(self).items() if v is not None and n != "min_wall_mm"}
-        bad = [n for n, v in numbers.items() if not v > 0]
-        if bad or self.min_wall_mm < 0:
-            raise UsageError(f"{[*bad, 'min_wall_mm'][0]} is out of range", expected="above 0")
+        for name, value in numbers.items():
+            if not 0 < value < math.inf and not (value == math.inf and name in _OPEN):
+                raise UsageError(f"{name} is out of range", expected="above 0", got=f"{value:g}")
+        if not 0 <= self.min_wall_mm <= self.max_wall_mm:
+            raise UsageError(
+                "min_wall_mm is out of range",
+                expected=f"0 to max_wall_mm, {self.max_wall_mm:g}",
+                got=f"{self.min_wall_mm:g}",
+            )
+        if self.angles < 3 or self.angles != int(self.angles) or self.rounds != int(self.rounds):
+            raise UsageError(
+                "angles or rounds is out of range",
+                expected="whole numbers, 3 angles or more",
+                got=f"{self.angles:g} and {self.rounds:g}",
+            )
 
 
 @dataclass(frozen=True)
@@ -194,16 +210,21 @@ def _rays(
             "the frames have wrong axes", expected="one real channel", got=str(tuple(image.shape))
         )
     if not bool(torch.isfinite(image).all()) or float(image.amax()) <= float(image.amin()):
-        raise StepError("the frames hold NaN or nothing at all")
+        raise StepError(
+            "the frames hold NaN or nothing at all",
+            expected="finite values that differ",
+            got=f"{int((~torch.isfinite(image)).sum())} of {image.numel()} not finite",
+        )
     shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
     inplane = [n for n in range(3) if n != axis]
     step = torch.linalg.vector_norm(torch.as_tensor(affine[:3, :3]), dim=0)
     border = min((shape[n] - 1) / 2 * float(step[n]) for n in inplane)
     outer = p.outer_mm or border
-    if outer - p.inner_mm < max(4 * p.edge_mm, 2 * p.min_wall_mm):
+    least = p.inner_mm + max(4 * p.edge_mm, 2 * p.min_wall_mm)
+    if outer < least:
         raise StepError(
             "the rays are too short for a vessel wall",
-            expected=f"more than {p.inner_mm:g} mm around the catheter",
+            expected=f"{least:.3g} mm or more around the catheter",
             got=f"{outer:.3g} mm",
         )
     return polar_columns(
