@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -213,6 +213,51 @@ def pelvis_ct(folder: Path, /, *, patients: int = 2, seed: int = 0, spacing_mm: 
     cases = [Case(name, {"image": str(image), "rough": str(rough)}) for name, image, rough in made]
     write_manifest(folder / "cases.csv", cases)
     print(f"{folder / 'cases.csv'}: {len(cases)} cases")
+    return 0
+
+
+@app.command
+def qmri(
+    folder: Path,
+    /,
+    *,
+    seed: int = 0,
+    size: Literal["slab", "full"] = "slab",
+    protocol: list[str] | None = None,
+) -> int:
+    """Write quantitative MR examinations of a head as BIDS datasets, and the true maps.
+
+    One dataset per protocol: spgr-dess (with protocol.json), vfa, irt1, mese, mp2rage. Each has
+    a manifest cases.csv with columns images, b1 and mask; truth holds T1, T2, M0, the
+    flip-angle scaling and the tissues.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    seed : int
+        Chooses the head and the noise.
+    size : {"slab", "full"}
+        8 slices of 128 x 128, or the whole head in 256 x 256 x 160 voxels.
+    protocol : list of str, optional
+        Write these alone; may be repeated.
+    """
+    from medpipe.io.case import Case
+    from medpipe.io.manifest import write_manifest
+    from medpipe.phantoms.qmri import PROTOCOLS, qmri_phantom
+    from medpipe.phantoms.qmri_folder import write_qmri_folder
+
+    _must_be_empty(folder)
+    grid: dict[str, Any] = {}
+    if size == "full":
+        grid = {"shape": (256, 256, 160), "spacing_mm": (0.9375, 0.9375, 1.2)}
+    with console(stderr=True).status("simulating quantitative MR"):
+        phantom = qmri_phantom(seed, **grid)
+        made = write_qmri_folder(folder, phantom, tuple(dict.fromkeys(protocol or PROTOCOLS)))
+    for one in made:
+        paths = {"images": str(one.images), "b1": str(one.b1), "mask": str(one.mask)}
+        write_manifest(one.dataset / "cases.csv", [Case("sub-01", paths, "sub-01")])
+        print(one.dataset / "cases.csv")
     return 0
 
 
