@@ -57,6 +57,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "displacement": (
         "Displacement",
         "displace",
+        "edge_displacement",
         "gradient_displacement",
         "parabola_displacement",
         "resample_costs",

@@ -19,6 +19,7 @@ from medpipe.errors import StepError, UsageError
 __all__ = [
     "Direction",
     "boundary_cost",
+    "edge_slope",
     "fill_missing",
     "gaussian_cost",
     "gaussian_filter",
@@ -26,6 +27,7 @@ __all__ = [
     "log_likelihood_cost",
     "probability_cost",
     "robust_unit",
+    "step_response",
     "valid_columns",
 ]
 
@@ -71,10 +73,60 @@ def gaussian_filter(
     out = image if image.is_floating_point() else image.to(torch.float32)
     for axis, width in enumerate(sigma):
         if width > 0:
-            out = _filter_axis(out, float(width), axis, axis == derivative, axis in wrap)
+            kernel = _derivative(width, out) if axis == derivative else _gaussian(width, out)
+            out = _filter_axis(out, kernel, axis, axis in wrap)
         elif axis == derivative:
             raise UsageError("a derivative needs a width", expected="sigma above 0")
     return out
+
+
+def edge_slope(
+    columns: torch.Tensor, step_mm: float, *, sigma_mm: float, between: bool = False
+) -> torch.Tensor:
+    """Return the derivative along columns, per mm, by that of a Gaussian.
+
+    Parameters
+    ----------
+    columns : Tensor (..., K)
+        Intensities at samples `step_mm` apart; those without data have slope 0.
+    step_mm, sigma_mm : float
+        Distance of the samples and width of the Gaussian in mm.
+    between : bool
+        At the K - 1 places half way between samples instead of at the samples. The
+        narrowest derivative then spans two samples instead of three, which tells
+        edges of thin layers apart.
+
+    Returns
+    -------
+    Tensor (..., K), or (..., K - 1) with `between`
+    """
+    if not (step_mm > 0 and sigma_mm > 0):
+        raise UsageError("a length is not positive", expected="step_mm and sigma_mm above 0")
+    if between and columns.shape[-1] < 2:
+        raise StepError("a column has nothing between samples", expected="two samples or more")
+    data = fill_missing(columns)
+    data = data if data.is_floating_point() else data.to(torch.float32)
+    kernel = _derivative(sigma_mm / step_mm, data, between)
+    return _filter_axis(data, kernel, data.ndim - 1, False) / step_mm
+
+
+def step_response(sigma: float, count: int = 3) -> list[float]:
+    """Return the slope of a unit step, 0, 1, … places away from it, per sample.
+
+    The slope is that of `edge_slope` between samples, the step lies half way between
+    two of them.
+
+    Parameters
+    ----------
+    sigma : float
+        Width of the Gaussian in samples.
+    count : int
+        Number of places.
+    """
+    kernel = _derivative(sigma, torch.zeros(0, dtype=torch.float64), between=True)
+    half = kernel[kernel.numel() // 2 :]
+    sums = half.flip(0).cumsum(0).flip(0)
+    return torch.nn.functional.pad(sums, (0, count))[:count].tolist()
 
 
 def gradient_cost(
@@ -84,6 +136,7 @@ def gradient_cost(
     direction: Direction,
     sigma_mm: float,
     scale: float | torch.Tensor | None = None,
+    between: bool = False,
 ) -> torch.Tensor:
     """Return a cost from the derivative of the columns, 0 at the strongest edges.
 
@@ -103,19 +156,18 @@ def gradient_cost(
     scale : float or Tensor, optional
         Derivative per mm that counts as a full edge, broadcastable to the columns;
         default the 99th percentile of the edges of this direction.
+    between : bool
+        Costs at the K - 1 places half way between nodes, see `edge_slope`.
 
     Raises
     ------
     UsageError
         If a length is not positive or the direction is unknown.
     """
-    if not (step_mm > 0 and sigma_mm > 0):
-        raise UsageError("a length is not positive", expected="step_mm and sigma_mm above 0")
     if direction not in ("dark_to_bright", "bright_to_dark", "either"):
         raise UsageError("the direction of the edge is unknown", got=str(direction))
     valid = valid_columns(columns)
-    axes = [0.0] * (columns.ndim - 1) + [sigma_mm / step_mm]
-    slope = gaussian_filter(fill_missing(columns), axes, derivative=columns.ndim - 1) / step_mm
+    slope = edge_slope(columns, step_mm, sigma_mm=sigma_mm, between=between)
     if direction == "either":
         slope = slope.abs()
     elif direction == "bright_to_dark":
@@ -266,20 +318,31 @@ def _upper(values: torch.Tensor, fraction: float) -> torch.Tensor:
     return torch.kthvalue(flat, rank).values
 
 
-def _filter_axis(
-    image: torch.Tensor, sigma: float, axis: int, derivative: bool, wrap: bool
-) -> torch.Tensor:
+def _gaussian(sigma: float, like: torch.Tensor) -> torch.Tensor:
     radius = max(1, math.ceil(TRUNCATE * sigma))
-    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    x = torch.arange(-radius, radius + 1, dtype=like.dtype, device=like.device)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    if derivative:
-        kernel = x * kernel
-        kernel = kernel / (x * kernel).sum()
-    size = image.shape[axis]
-    reach = torch.arange(-radius, size + radius, device=image.device)
+    return kernel / kernel.sum()
+
+
+def _derivative(sigma: float, like: torch.Tensor, between: bool = False) -> torch.Tensor:
+    """Return a kernel of which a ramp of slope 1 gives 1, of even length between samples."""
+    radius = max(1, math.ceil(TRUNCATE * sigma))
+    x = torch.arange(-radius, radius + 1, dtype=like.dtype, device=like.device)
+    x = x[1:] - 0.5 if between else x
+    # relative to the nearest sample with a weight, so that a narrow Gaussian does not vanish
+    nearest = 0.5 if between else 1.0
+    kernel = x * torch.exp((0.5 * (nearest**2 - x**2) / sigma**2).clamp(max=0))
+    return kernel / (x * kernel).sum()
+
+
+def _filter_axis(image: torch.Tensor, kernel: torch.Tensor, axis: int, wrap: bool) -> torch.Tensor:
+    """Correlate along an axis; a kernel of even length gives the places between samples."""
+    taps, size = kernel.numel(), image.shape[axis]
+    before = (taps - 1) // 2
+    reach = torch.arange(-before, size + before, device=image.device)
     reach = reach % size if wrap else reach.clamp(0, size - 1)
     moved = image.index_select(axis, reach).movedim(axis, -1)
-    flat = moved.reshape(-1, 1, size + 2 * radius)
+    flat = moved.reshape(-1, 1, reach.numel())
     out = torch.nn.functional.conv1d(flat, kernel[None, None])
-    return out.reshape(*moved.shape[:-1], size).movedim(-1, axis)
+    return out.reshape(*moved.shape[:-1], -1).movedim(-1, axis)

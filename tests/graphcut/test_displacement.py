@@ -13,12 +13,14 @@ from medpipe.errors import StepError, UsageError
 from medpipe.graphcut.columns import flat_columns
 from medpipe.graphcut.displacement import (
     displace,
+    edge_displacement,
     field_along_columns,
     gradient_displacement,
     parabola_displacement,
     resample_costs,
     slope_along_columns,
 )
+from medpipe.graphcut.surface_costs import edge_slope
 
 SPACING = 2.0  # mm
 NODES = torch.arange(16).double() * SPACING
@@ -84,6 +86,50 @@ def test_the_best_node_lies_much_closer_to_the_edge(method, blur, noise, share):
     irregular = best_error(resample_costs(costs, moved), moved.positions_mm, truth)
     assert irregular < share * regular
     assert float((moved.positions_mm.diff(dim=-1) / SPACING).min()) >= 0.05 - 1e-9
+
+
+def bars(count=400, thick=math.inf, seed=2):
+    """Means over samples (C, 16) of bright bars that end at known places (C,)."""
+    truth = np.random.default_rng(seed).uniform(14, 20, count)[:, None]
+    ends = (np.arange(17) - 0.5) * SPACING
+    length = np.clip(np.minimum(ends, truth) - np.maximum(-SPACING, truth - thick), 0, None)
+    return torch.from_numpy(np.diff(length) / SPACING), torch.from_numpy(truth[:, 0])
+
+
+def found_between(columns, sigma_mm, move):
+    """Distance of the steepest fall from the first sample, (C,)."""
+    slope = -edge_slope(columns, SPACING, sigma_mm=sigma_mm, between=True)
+    nodes = (NODES[:-1] + SPACING / 2).expand_as(slope)
+    moved = move(slope, nodes)
+    return moved.positions_mm.gather(-1, slope.argmax(-1, keepdim=True))[:, 0]
+
+
+@pytest.mark.parametrize("sigma_mm", [0.1, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_step_is_placed_exactly_by_any_width(sigma_mm, sign):
+    columns, truth = bars()
+    found = found_between(
+        columns, sigma_mm, lambda g, z: edge_displacement(sign * g, z, sigma_mm=sigma_mm)
+    )
+    # moves stop short of half way by half of the smallest gap
+    assert float((found - truth).abs().max()) / SPACING <= 0.025 + 1e-9
+    clear = (found - truth).abs() < 1e-9 * SPACING
+    assert float(clear.float().mean()) > 0.9
+
+
+def test_the_far_side_of_a_thin_layer_does_not_count():
+    columns, truth = bars(thick=1.3 * SPACING)
+    kinds = {
+        "edge": lambda g, z: edge_displacement(g, z, sigma_mm=0.1),
+        "parabola": lambda g, z: parabola_displacement(-g, z),
+        "none": lambda g, z: displace(z, torch.zeros_like(z)),
+    }
+    error = {
+        name: float((found_between(columns, 0.1, move) - truth).abs().mean()) / SPACING
+        for name, move in kinds.items()
+    }
+    assert error["edge"] < 0.4 * error["none"]
+    assert error["edge"] < 0.7 * error["parabola"]
 
 
 def test_a_parabola_on_unequal_nodes_is_exact():
@@ -216,6 +262,10 @@ def test_nodes_out_of_order_are_refused_by_name_or_repaired():
         (lambda: displace(torch.arange(4.0), torch.zeros(4), min_gap=0), "min_gap"),
         (lambda: parabola_displacement(torch.zeros(3, 4), torch.arange(5.0)), "do not fit"),
         (lambda: parabola_displacement(torch.zeros(4), torch.arange(4.0), fit="x"), "unknown fit"),
+        (
+            lambda: edge_displacement(torch.ones(4), torch.tensor([0, 1, 2, 4.0]), sigma_mm=1),
+            "not equally spaced",
+        ),
         (lambda: gradient_displacement(torch.ones(4), torch.arange(4.0), scale=-1), "scale"),
         (
             lambda: resample_costs(

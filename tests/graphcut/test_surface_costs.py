@@ -10,6 +10,7 @@ from scipy import ndimage, stats
 from medpipe.errors import StepError, UsageError
 from medpipe.graphcut.surface_costs import (
     boundary_cost,
+    edge_slope,
     fill_missing,
     gaussian_cost,
     gaussian_filter,
@@ -17,6 +18,7 @@ from medpipe.graphcut.surface_costs import (
     log_likelihood_cost,
     probability_cost,
     robust_unit,
+    step_response,
     valid_columns,
 )
 
@@ -44,6 +46,31 @@ def test_the_derivative_of_a_ramp_is_its_slope():
     ramp = (3.0 * torch.arange(80, dtype=torch.float64)).expand(2, 80)
     out = gaussian_filter(ramp, [0, 2.5], derivative=1)
     np.testing.assert_allclose(out[:, 15:-15], 3.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 1.0, 2.5])
+def test_slopes_between_samples_lie_between_samples(rng, sigma):
+    z = torch.arange(60, dtype=torch.float64) * 0.5
+    # the slope of a parabola at the middle of two samples is their difference
+    slope = edge_slope((z - 7) ** 2, 0.5, sigma_mm=sigma * 0.5, between=True)
+    inner = slice(12, -12)
+    np.testing.assert_allclose(slope[inner], 2 * ((z[1:] + z[:-1]) / 2 - 7)[inner], rtol=1e-9)
+    noise = torch.from_numpy(rng.normal(size=(3, 60)))
+    narrow = edge_slope(noise, 0.5, sigma_mm=0.005, between=True)
+    torch.testing.assert_close(narrow, noise.diff(dim=-1) / 0.5)
+    at = edge_slope(noise, 0.5, sigma_mm=0.005)
+    torch.testing.assert_close(at[:, 1:-1], (noise[:, 2:] - noise[:, :-2]) / 1.0)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 1.0, 2.0])
+def test_the_response_to_a_step_is_its_slope(sigma):
+    step = (torch.arange(80) >= 40).double()
+    slope = edge_slope(step, 1.0, sigma_mm=sigma, between=True)
+    torch.testing.assert_close(slope[39:44].tolist(), step_response(sigma, 5))
+    # a Gaussian integrated over a sample, once the width is resolved
+    if sigma >= 1:
+        here = stats.norm.pdf(np.arange(5), scale=sigma)
+        np.testing.assert_allclose(step_response(sigma, 5), here, atol=0.03)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +180,8 @@ def test_bad_arguments_are_refused():
         gradient_cost(x, 0.1, direction="up", sigma_mm=0.1)
     with pytest.raises(UsageError, match="length"):
         gradient_cost(x, 0.0, direction="either", sigma_mm=0.1)
+    with pytest.raises(StepError, match="nothing between samples"):
+        edge_slope(torch.zeros(4, 1), 1.0, sigma_mm=1.0, between=True)
     with pytest.raises(UsageError, match="model"):
         log_likelihood_cost(x, 1.0, model="poisson")
     with pytest.raises(UsageError, match="positive mean"):

@@ -96,7 +96,12 @@ def test_the_transform_equals_the_pure_functions() -> None:
     costs = torch.stack(
         [
             gradient_cost(
-                columns, 0.2, direction=d, sigma_mm=0.2, scale=edge_scale(columns, 0.2, d, 0.2)
+                columns,
+                0.2,
+                direction=d,
+                sigma_mm=0.2,
+                scale=edge_scale(columns, 0.2, d, 0.2),
+                between=True,
             )
             for d in OPTIONS["edges"]
         ]
@@ -104,7 +109,7 @@ def test_the_transform_equals_the_pure_functions() -> None:
     result = optimal_surfaces(
         SurfaceProblem(
             costs,
-            torch.arange(30, dtype=torch.float64) * 0.2,
+            (torch.arange(29, dtype=torch.float64) + 0.5) * 0.2,
             ConvexPrior("quadratic", 0.3, max_jump_mm=0.6),
             Separation(0.5),
             wrap=(1,),
@@ -121,11 +126,11 @@ def test_the_scale_of_edges_counts_columns_not_nodes() -> None:
     heights = torch.arange(1.0, 201.0)  # one edge a column, 1 to 200 high
     columns = torch.zeros(200, 1, 40)
     columns[..., 20:] = heights[:, None, None]
-    found = edge_scale(columns, 1.0, "dark_to_bright", 0.3)
-    assert float(found) == pytest.approx(0.5 * 198, rel=1e-3)
+    found = edge_scale(columns, 1.0, "dark_to_bright", 0.2)
+    assert float(found) == pytest.approx(198, rel=1e-3)
     longer = torch.nn.functional.pad(columns, (500, 0))
-    assert float(edge_scale(longer, 1.0, "dark_to_bright", 0.3)) == pytest.approx(float(found))
-    assert float(edge_scale(columns, 1.0, "bright_to_dark", 0.3)) < 1e-3
+    assert float(edge_scale(longer, 1.0, "dark_to_bright", 0.2)) == pytest.approx(float(found))
+    assert float(edge_scale(columns, 1.0, "bright_to_dark", 0.2)) < 1e-3
 
 
 @pytest.mark.parametrize("axis", [0, 2])

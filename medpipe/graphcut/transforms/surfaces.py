@@ -12,10 +12,11 @@ from monai.data.meta_tensor import MetaTensor
 
 from medpipe.errors import StepError, UsageError
 from medpipe.graphcut.convex import ConvexPrior
-from medpipe.graphcut.displacement import parabola_displacement, resample_costs
+from medpipe.graphcut.displacement import edge_displacement, resample_costs
 from medpipe.graphcut.solve import Solver
 from medpipe.graphcut.surface_costs import (
     Direction,
+    edge_slope,
     fill_missing,
     gaussian_filter,
     gradient_cost,
@@ -41,8 +42,9 @@ Smoothness = Literal["none", "linear", "quadratic", "dead_zone", "dead_zone_quad
 class OptimalSurfaces(ArrayStep):
     """Find surfaces along an axis of an image, all at once and provably optimal.
 
-    One column of nodes runs through every voxel of a face of the image. Each surface
-    takes one node of each column so that edges of the wanted direction, smoothness and
+    One column of nodes runs through every voxel of a face of the image; the nodes lie
+    half way between samples, where the change from one to the next belongs. Each
+    surface takes one node of each column so that edges of the wanted direction, smoothness and
     the distances between surfaces add up to the least cost (Li, Wu, Chen and Sonka
     2006, doi 10.1109/TPAMI.2006.19; convex smoothness on irregular nodes: Shah,
     Abràmoff and Wu 2019, doi 10.1016/j.media.2019.02.004). Columns with NaN have no
@@ -79,8 +81,9 @@ class OptimalSurfaces(ArrayStep):
     wrap : list of int
         Axes of the image whose end is joined to their beginning.
     irregular : bool
-        Move nodes to the vertex of a parabola through the costs, so that surfaces lie
-        between samples.
+        Move nodes to where the slopes around them place a step, so that surfaces are not
+        tied to the samples. Edges as sharp as the samples or sharper are placed exactly;
+        both edges of a layer thinner than a sample are not.
     names : list of str, optional
         One for each surface.
     solver : {"auto", "pseudoflow", "stencil", "ortools", "scipy"}
@@ -152,11 +155,14 @@ class OptimalSurfaces(ArrayStep):
         wrap = tuple(lateral.index(w) for w in self.wrap)
         step = spacing[self.axis]
         sigma = [self.lateral_mm / spacing[n] for n in lateral]
-        costs = self._costs(_smoothed(columns, valid, sigma, wrap), step)
-        nodes = torch.arange(columns.shape[-1], dtype=torch.float64, device=costs.device) * step
-        positions = nodes.expand(costs.shape)
+        smooth = _smoothed(columns, valid, sigma, wrap)
+        costs = self._costs(smooth, step)
+        nodes = torch.arange(costs.shape[-1], dtype=torch.float64, device=costs.device)
+        positions = (step * (nodes + 0.5)).expand(costs.shape[1:])
         if self.irregular:
-            moved = parabola_displacement(costs, positions)
+            width = self.sigma_mm or step
+            slope = edge_slope(smooth, step, sigma_mm=width, between=True)
+            moved = edge_displacement(slope, positions, sigma_mm=width)
             positions, costs = moved.positions_mm, resample_costs(costs, moved)
         result = optimal_surfaces(
             SurfaceProblem(costs, positions, self.priors, self.separations, valid=valid, wrap=wrap),
@@ -174,7 +180,7 @@ class OptimalSurfaces(ArrayStep):
         return with_certificate(out, "optimal_surfaces", result, *notes)
 
     def _costs(self, columns: torch.Tensor, step_mm: float) -> torch.Tensor:
-        """Return the costs of the surfaces, (S, X, Y, K)."""
+        """Return the costs of the surfaces half way between samples, (S, X, Y, K - 1)."""
         sigma = self.sigma_mm or step_mm
         made = {
             edge: gradient_cost(
@@ -183,6 +189,7 @@ class OptimalSurfaces(ArrayStep):
                 direction=edge,
                 sigma_mm=sigma,
                 scale=edge_scale(columns, step_mm, edge, sigma),
+                between=True,
             )
             for edge in dict.fromkeys(self.edges)
         }
@@ -192,15 +199,14 @@ class OptimalSurfaces(ArrayStep):
 def edge_scale(
     columns: torch.Tensor, step_mm: float, direction: Direction, sigma_mm: float
 ) -> torch.Tensor:
-    """Return the derivative per mm that counts as a full edge.
+    """Return the derivative per mm, between samples, that counts as a full edge.
 
     Of every column (..., K) with data the strongest edge of the direction, and of these
     the 99th percentile: unlike a percentile over nodes it does not depend on how many
     nodes a column has, and it clips no edge that another one could be compared with.
     """
     valid = valid_columns(columns)
-    widths = [0.0] * (columns.ndim - 1) + [sigma_mm / step_mm]
-    slope = gaussian_filter(fill_missing(columns), widths, derivative=columns.ndim - 1) / step_mm
+    slope = edge_slope(columns, step_mm, sigma_mm=sigma_mm, between=True)
     if direction == "either":
         slope = slope.abs()
     elif direction == "bright_to_dark":
@@ -247,7 +253,7 @@ min_separation_mm, max_separation_mm, wrap, irregular, names, solver
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ()
     writes = ()
     files = ()
