@@ -13,6 +13,8 @@ __all__ = ["CHUNK", "Moments", "Spectrum", "moments"]
 
 CHUNK = 4096
 """Samples whose features are held at a time: 32 MB of 1000 in float64."""
+BLOCKS = 8
+"""Strips of the covariance; half of it is the mirror of the other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +56,21 @@ def moments(features: FourierFeatures, q: torch.Tensor, targets: torch.Tensor) -
         shift = z.mean(0) if shift is None else shift
         z -= shift
         total += z.sum(0)
-        zz.addmm_(z.T, z)
+        _add_upper(zz, z)
         xz.addmm_((targets[rows] - mean_x).T, z)
     if shift is None:
         raise ValueError("no samples")
+    zz = zz.triu() + zz.triu(1).T
     off = total / count
     return Moments(off + shift, mean_x, zz / count - torch.outer(off, off), xz / count)
+
+
+def _add_upper(zz: torch.Tensor, z: torch.Tensor) -> None:
+    """Add zᵀz to the upper triangle of `zz`, and what blocks have below it."""
+    size = -(-z.shape[1] // BLOCKS)
+    for start in range(0, z.shape[1], size):
+        rows = slice(start, start + size)
+        zz[rows, start:].addmm_(z[:, rows].T, z[:, start:])
 
 
 def _chunks(features: FourierFeatures, q: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
