@@ -7,7 +7,9 @@ one first (imports, compiled code), and is then timed from the arrays of the pro
 to flow and source side, so building a solver's graph is part of it. Memory is the
 peak above what was resident when the arrays were loaded. Runs that pass the limit
 are killed and reported as killed. PyMaxflow (GPL) is measured where it is installed;
-medpipe does not use it. MEDPIPE_REAL_DATA names the folder of the real ring scan.
+medpipe does not use it. Each row is written when it is measured; rows of an earlier
+run stay, if packages and machine are the same. MEDPIPE_REAL_DATA names
+the folder of the real ring scan.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "graphcut"))
 
-from common import spread, versions, write_results  # noqa: E402
+from common import RESULTS, machine, spread, versions, write_results  # noqa: E402
 
 PEER = "PyMaxflow"
 SIZES = {"grid": (128, 16), "columns": (64, 10), "large": (128, 12), "maze": (128, 16)}
@@ -193,15 +195,15 @@ def cell(result: dict[str, Any]) -> str:
     return f"{cpu['median']:.2f} ({cpu['min']:.2f}–{cpu['max']:.2f}) s, {peak:.0f} MB"
 
 
-def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every solver on every problem, solvers in turn within each repeat."""
+def compare(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the result of each problem, solvers in turn within each repeat."""
     names = [s for s in solvers() if not args.solver or s in args.solver]
-    results: dict[str, Any] = {}
     print("| problem | " + " | ".join(names) + " | agree |")
     print("|-|" + "-|" * (len(names) + 1))
     for instance in instances(args.quick):
         if args.only and not any(text in instance for text in args.only):
             continue
+        load = os.getloadavg()[0]
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(args.repeats):
             for name in names:
@@ -213,14 +215,33 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             r["repeats_agree"] and r["proved"] and r["flow"] == solved[0]["flow"] for r in solved
         )
         sides = len({r["side"] for r in solved}) == 1
-        results[instance] = {"solvers": row, "flows_agree": agree, "sides_agree": sides}
         told = ("flow" if agree else "NO") + (", side" if sides else "")
         print(f"| {instance} | " + " | ".join(map(cell, row.values())) + f" | {told} |", flush=True)
-    return results
+        yield (
+            instance,
+            {
+                "repeats": args.repeats,
+                "limit_s": args.limit_s,
+                "load_average_before": round(load, 2),
+                "solvers": row,
+                "flows_agree": agree,
+                "sides_agree": sides,
+            },
+        )
+
+
+def earlier(found: dict[str, str]) -> dict[str, Any]:
+    """Return the results of an earlier run of the same packages on a machine of this kind."""
+    path = RESULTS / "min_cut.json"
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text())
+    same = record["versions"] == found and record["machine"] == machine()
+    return dict(record["results"]) if same else {}
 
 
 def main() -> None:
-    """Print a table; write results/min_cut.json unless --quick."""
+    """Print a table; write each row to results/min_cut.json unless --quick."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing written")
     parser.add_argument("--repeats", type=int, default=3)
@@ -232,21 +253,21 @@ def main() -> None:
     if args.one:
         print(json.dumps(run_one(*args.one, args.quick)))
         return
-    load = os.getloadavg()[0]
-    results = compare(args)
-    if not args.quick:
-        packages = ["medpipe", "torch", "numba", "numpy", "scipy", "ortools"]
-        packages += [PEER] if importlib.util.find_spec("maxflow") else []
+    packages = ["medpipe", "torch", "numba", "numpy", "scipy", "ortools"]
+    packages += [PEER] if importlib.util.find_spec("maxflow") else []
+    found = versions(*packages)
+    results = earlier(found)
+    for problem, result in compare(args):
+        if args.quick:
+            continue
+        results[problem] = result
         record = {
-            "versions": versions(*packages),
+            "versions": found,
             "what": "build and solve; CPU seconds and peak memory above the loaded arrays",
             "threads": 1,
-            "repeats": args.repeats,
-            "limit_s": args.limit_s,
-            "load_average_before": round(load, 2),
             "results": results,
         }
-        print(write_results("min_cut", record))
+        write_results("min_cut", record)
 
 
 if __name__ == "__main__":
