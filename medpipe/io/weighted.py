@@ -23,10 +23,11 @@ from medpipe.io.weighted_nifti import (
     read_weighted_nifti,
 )
 from medpipe.io.weighted_set import WeightedSet
+from medpipe.io.weighted_sign import no_sign
 
 __all__ = ["LoadWeighted", "LoadWeightedD", "LoadWeightedDict", "LoadWeightedd"]
 
-Part = Literal["mag", "real"]
+Part = Literal["mag", "real", "signed"]
 Settings = Literal["required", "optional"]
 
 
@@ -47,8 +48,12 @@ class LoadWeighted(Transform):
         Entities that the names must have, e.g. ``{"acq": "spgr", "run": "1"}``.
     select : dict, optional
         Which series of a DICOM folder to take: `medpipe.io.dicom_select.SeriesRules`.
-    part : {"mag", "real"}
+    part : {"mag", "real", "signed"}
         Which part to take where magnitude and phase, or real and imaginary, are there.
+        ``"signed"`` gives magnitudes of an inversion recovery their sign by the
+        phase images or, for MP2RAGE, by the uniform image (``UNIT1``) beside them;
+        where there is neither they stay magnitudes, with a warning. Of DICOM images
+        it takes the magnitude.
     settings : {"required", "optional"}
         Whether every image must come with its settings. ``"optional"`` is for
         images whose settings are in a protocol file.
@@ -75,8 +80,10 @@ class LoadWeighted(Transform):
         fixes: list[str] | tuple[str, ...] = (),
         max_gb: float = 8.0,
     ) -> None:
-        if part not in ("mag", "real"):
-            raise UsageError("part has no such value", expected="mag or real", got=repr(part))
+        if part not in ("mag", "real", "signed"):
+            raise UsageError(
+                "part has no such value", expected="mag, real or signed", got=repr(part)
+            )
         if settings not in ("required", "optional"):
             raise UsageError(
                 "settings has no such value", expected="required or optional", got=repr(settings)
@@ -117,10 +124,19 @@ class LoadWeighted(Transform):
             # pydicom only where needed
             from medpipe.io.weighted_dicom import DicomSetOptions, read_weighted_dicom
 
-            return read_weighted_dicom(
+            found = read_weighted_dicom(
                 path,
-                DicomSetOptions(self.select, self.part, self.suffix, self.required, self.max_gb),
+                DicomSetOptions(
+                    self.select,
+                    "real" if self.part == "real" else "mag",
+                    self.suffix,
+                    self.required,
+                    self.max_gb,
+                ),
             )
+            if self.part == "signed":
+                no_sign(found)
+            return found
         return read_weighted_nifti(
             path,
             NiftiOptions(

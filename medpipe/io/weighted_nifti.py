@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medpipe.errors import InputError, UsageError
+from medpipe.geometry import same_grid
 from medpipe.io.bids_sidecar import (
     NUMBERED,
     REQUIRED,
@@ -23,6 +25,7 @@ from medpipe.io.bids_sidecar import (
 )
 from medpipe.io.nifti import read_nifti
 from medpipe.io.weighted_set import WeightedSet, check_grids, image_name, require_settings
+from medpipe.io.weighted_sign import no_sign, phase_in_radians, sign_by_phase, sign_by_uniform
 from medpipe.types import Finding, Severity, Volume
 
 __all__ = ["NiftiOptions", "nifti_images", "read_weighted_nifti"]
@@ -49,6 +52,16 @@ class _Member:
     image: ImageName
     fields: Mapping[str, Any] | None
     part: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The files of a set in order, their phase images and the uniform image beside them."""
+
+    kept: list[_Member]
+    findings: list[Finding]
+    phases: list[_Member] = field(default_factory=list)
+    uniform: Path | None = None
 
 
 def nifti_images(folder: Path) -> list[Path]:
@@ -82,22 +95,24 @@ def read_weighted_nifti(path: Path, options: NiftiOptions) -> WeightedSet:
         If the files are no one set, lie on several grids, or lack settings.
     """
     if path.is_dir():
-        members, findings = _choose(path, options)
+        choice = _choose(path, options)
     else:
-        members, findings = [_member(parse_image_name(path), path.parent)], []
+        alone = _member(parse_image_name(path), path.parent)
+        choice = _Choice([_named(alone, options)], [])
+    members = choice.kept
+    kinds = [member.image.suffix for member in members]
     volumes: list[Volume] = []
     acquisitions: list[dict[str, Any]] = []
     suffixes: list[str] = []
-    for position, member in enumerate(members):
-        rank = sum(m.image.suffix == member.image.suffix for m in members[:position])
-        images = sum(m.image.suffix == member.image.suffix for m in members)
+    for position, (member, kind) in enumerate(zip(members, kinds, strict=True)):
         try:
+            rank, images = kinds[:position].count(kind), kinds.count(kind)
             own, settings = _read(member, rank, images, options)
         except InputError as error:
             raise error.at(image_name(position, len(members))) from None
         volumes += own
         acquisitions += settings
-        suffixes += [member.image.suffix] * len(own)
+        suffixes += [kind] * len(own)
         held = sum(volume.data.size for volume in volumes) * 4
         if held > options.max_bytes:
             raise InputError("the images need more memory than max_gb allows", hint="raise max_gb")
@@ -105,29 +120,64 @@ def read_weighted_nifti(path: Path, options: NiftiOptions) -> WeightedSet:
     if options.required:
         require_settings(acquisitions, suffixes)
     source: dict[str, Any] = {"kind": "nifti", "shape": list(volumes[0].data.shape)}
-    found = WeightedSet(volumes, acquisitions, source, findings)
+    found = WeightedSet(volumes, acquisitions, source, choice.findings)
     for volume in volumes:
         found.add_findings(volume.findings)
+    if options.part == "signed":
+        _restore_sign(found, choice, options)
     return found
+
+
+def _restore_sign(found: WeightedSet, choice: _Choice, options: NiftiOptions) -> None:
+    """Make magnitudes signed where phase images or a uniform image allow it."""
+    phases: list[NDArray[np.float32]] = []
+    if any(volume.data.dtype.kind == "c" for volume in found.volumes):
+        phases = [np.angle(volume.data) for volume in found.volumes]
+        found.volumes = [replace(v, data=np.abs(v.data)) for v in found.volumes]
+    for position, member in enumerate(choice.phases):
+        try:
+            for volume in _volumes(member.image.path, options):
+                check_grids([found.volumes[0], volume])
+                phases.append(phase_in_radians(volume, (member.fields or {}).get("Units")))
+        except InputError as error:
+            where = f"phase of {image_name(position, len(choice.phases))}"
+            error.where = None
+            raise error.at(where) from None
+    if phases and len(phases) == len(found.volumes):
+        sign_by_phase(found, phases)
+    elif choice.uniform is not None and len(found.volumes) == 2:
+        (uniform,) = _volumes(choice.uniform, options)
+        if not same_grid(
+            found.volumes[0].affine, found.volumes[0].data.shape, uniform.affine, uniform.data.shape
+        ):
+            raise InputError("the uniform image lies on another grid than the images")
+        sign_by_uniform(found, uniform)
+    else:
+        no_sign(found)
+
+
+def _volumes(path: Path, options: NiftiOptions) -> list[Volume]:
+    """Read one file as the 3-D volumes it holds."""
+    whole = read_nifti(path, ndim=(3, 4), fixes=options.fixes, max_bytes=options.max_bytes)
+    if whole.data.ndim == 3:
+        return [whole]
+    return [replace(whole, data=whole.data[..., t]) for t in range(whole.data.shape[3])]
 
 
 def _read(
     member: _Member, rank: int, images: int, options: NiftiOptions
 ) -> tuple[list[Volume], list[dict[str, Any]]]:
     """Read one file: its volumes and the settings of each."""
-    whole = read_nifti(
-        member.image.path, ndim=(3, 4), fixes=options.fixes, max_bytes=options.max_bytes
-    )
+    volumes = _volumes(member.image.path, options)
     part = member.part
-    if whole.data.dtype.kind == "c":
-        text = "complex values: the magnitude was taken"
-        if options.part == "real":
-            whole, text = replace(whole, data=whole.data.real), "complex values: the real part"
-        else:
-            whole = replace(whole, data=np.abs(whole.data))
-        whole.findings.append(Finding("weighted.complex", Severity.INFO, text))
+    if volumes[0].data.dtype.kind == "c" and options.part != "signed":
+        real = options.part == "real"
+        text = f"complex values: the {_PART_NAMES['real' if real else 'mag']} part was taken"
+        said = [*volumes[0].findings, Finding("weighted.complex", Severity.INFO, text)]
+        volumes = [
+            replace(v, data=v.data.real if real else np.abs(v.data), findings=said) for v in volumes
+        ]
         part = options.part
-    count = whole.data.shape[3] if whole.data.ndim == 4 else 1
     if member.fields is None and options.required:
         raise InputError(
             "the image has no JSON sidecar",
@@ -141,11 +191,11 @@ def _read(
             **({"suffix": member.image.suffix} if named else {}),
             **({"complex_part": "real" if part == "real" else "magnitude"} if part else {}),
         }
-        for one in image_settings(member.fields or {}, member.image.suffix, rank, count, images)
+        for one in image_settings(
+            member.fields or {}, member.image.suffix, rank, len(volumes), images
+        )
     ]
-    if whole.data.ndim == 3:
-        return [whole], settings
-    return [replace(whole, data=whole.data[..., t]) for t in range(count)], settings
+    return volumes, settings
 
 
 def _member(image: ImageName, root: Path) -> _Member:
@@ -153,11 +203,18 @@ def _member(image: ImageName, root: Path) -> _Member:
     return _Member(image, fields, image_part(image, fields))
 
 
-def _choose(folder: Path, options: NiftiOptions) -> tuple[list[_Member], list[Finding]]:
+def _named(member: _Member, options: NiftiOptions) -> _Member:
+    """Return a file of another name as the kind that was asked for, if that is one."""
+    if member.image.suffix in REQUIRED or len(options.suffix) != 1:
+        return member
+    return replace(member, image=replace(member.image, suffix=options.suffix[0]))
+
+
+def _choose(folder: Path, options: NiftiOptions) -> _Choice:
     """Choose the files of a folder that form one set, in the order of their entities."""
     images = [parse_image_name(path) for path in nifti_images(folder)]
-    wanted = options.suffix or _only_suffix(images)
-    findings = []
+    plain = not any(image.entities for image in images)
+    wanted = () if plain else options.suffix or _only_suffix(images)
     chosen = [image for image in images if not wanted or image.suffix in wanted]
     for key, label in (options.entities or {}).items():
         label = str(label).removeprefix(f"{key}-")
@@ -169,21 +226,39 @@ def _choose(folder: Path, options: NiftiOptions) -> tuple[list[_Member], list[Fi
             got=f"{len(images)} NIfTI files of other names",
         )
     members = [_member(image, folder) for image in chosen]
-    kept = [m for m in members if (m.part or "mag") == options.part]
+    part = "mag" if options.part == "signed" else options.part
+    kept = [m for m in members if (m.part or "mag") == part]
     if not kept:
         raise InputError(
-            f"the folder holds no {_PART_NAMES[options.part]} images", got=f"{len(members)} others"
+            f"the folder holds no {_PART_NAMES[part]} images", got=f"{len(members)} others"
         )
-    if len(kept) < len(members):
-        text = f"of {len(members)} images {len(kept)} are {_PART_NAMES[options.part]} images"
+    phases = [m for m in members if m.part == "phase"]
+    findings = []
+    if len(kept) < len(members) and options.part != "signed":
+        text = f"of {len(members)} images {len(kept)} are {_PART_NAMES[part]} images"
         findings.append(Finding("weighted.part", Severity.INFO, f"{text}; the others were left"))
     if not wanted:
         text = f"the {len(kept)} images were taken in the order of their names"
         findings.append(Finding("weighted.order", Severity.WARNING, text))
-    else:
-        _refuse_several([m.image for m in kept])
-        kept.sort(key=lambda m: (wanted.index(m.image.suffix), _order(m.image)))
-    return kept, findings
+        return _Choice([_named(m, options) for m in kept], findings)
+    for some in (kept, phases):
+        _refuse_several([m.image for m in some])
+        some.sort(key=lambda m: (wanted.index(m.image.suffix), _order(m.image)))
+    if [_pair(m.image) for m in phases] != [_pair(m.image) for m in kept]:
+        phases = []  # some images lack theirs
+    return _Choice(kept, findings, phases, _uniform_image(images, kept[0].image))
+
+
+def _pair(image: ImageName) -> tuple[dict[str, str], str]:
+    """Return what the names of magnitude and phase of one image have in common."""
+    return {k: v for k, v in image.entities.items() if k != "part"}, image.suffix
+
+
+def _uniform_image(images: Sequence[ImageName], first: ImageName) -> Path | None:
+    """Return the uniform image that belongs to a set of MP2RAGE."""
+    own = {key: label for key, label in first.entities.items() if key not in NUMBERED}
+    found = [i.path for i in images if i.suffix == "UNIT1" and dict(i.entities) == own]
+    return found[0] if first.suffix == "MP2RAGE" and len(found) == 1 else None
 
 
 _PART_NAMES = {"mag": "magnitude", "real": "real"}

@@ -280,3 +280,46 @@ def test_memory_is_limited(tmp_path: Path):
 def test_wrong_parameters_are_refused(wrong: dict[str, Any]):
     with pytest.raises(UsageError):
         LoadWeighted(**wrong)
+
+
+def test_plain_names_count_as_what_was_asked_for(tmp_path: Path):
+    for number in (2, 12):
+        sidecar = {"FlipAngle": number, "RepetitionTime": 0.0054}
+        write(tmp_path / f"FA{number}.nii.gz", float(number), sidecar)
+    image = LoadWeighted(suffix="VFA")(tmp_path)
+    assert image[:, 0, 0, 0].tolist() == [2.0, 12.0]
+    assert {s["suffix"] for s in settings(image)} == {"VFA"}
+    (tmp_path / "FA12.json").write_text('{"FlipAngle": 12}')
+    with pytest.raises(InputError, match=r"image 2 of 2 \(VFA\): RepetitionTimeExcitation"):
+        LoadWeighted(suffix="VFA")(tmp_path)
+    # one name of BIDS, and names decide
+    write(tmp_path / "sub-01_T1w.nii.gz", 1.0)
+    with pytest.raises(InputError, match="no image of the set; expected VFA, got 3"):
+        LoadWeighted(suffix="VFA")(tmp_path)
+
+
+def test_a_file_of_any_name_is_what_was_asked_for(tmp_path: Path):
+    data = np.ones((*SHAPE, 2), np.float32)
+    fields = {"InversionTime": [0.1, 0.2], "RepetitionTimeExcitation": 0.01, "RepetitionTime": 2.5}
+    write(tmp_path / "patient.nii", data, fields)
+    image = LoadWeighted(suffix="IRT1")(tmp_path / "patient.nii")
+    # of an inversion recovery the time of the whole cycle
+    assert {s["repetition_time_s"] for s in settings(image)} == {2.5}
+    assert {s["repetition_time_s"] for s in settings(LoadWeighted()(tmp_path / "patient.nii"))} == {
+        0.01
+    }
+
+
+@pytest.mark.real_data
+def test_a_real_head_without_sidecars_is_taken_in_natural_order(real_data: Path, tmp_path: Path):
+    for angle in (2, 5, 12):
+        name = f"FA{angle}.nii.gz"
+        (tmp_path / name).symlink_to(real_data / "qmri" / "vfa_ir_head" / name)
+    with pytest.raises(InputError, match="image 1 of 3: the image has no JSON sidecar"):
+        LoadWeighted(suffix="VFA")(tmp_path)
+    image = LoadWeighted(suffix="VFA", settings="optional")(tmp_path)
+    assert image.shape == (3, 160, 200, 160)
+    assert settings(image) == [{"suffix": "VFA"}] * 3
+    raw = [nib.load(tmp_path / f"FA{n}.nii.gz").get_fdata().sum() for n in (2, 5, 12)]
+    sums = image.numpy().astype(np.float64).sum((1, 2, 3))
+    np.testing.assert_allclose(sums, raw, rtol=1e-6)

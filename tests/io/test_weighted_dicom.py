@@ -156,6 +156,7 @@ def test_phase_and_derived_images_are_left_and_said_so(tmp_path: Path):
     real = LoadWeighted(part="real")(tmp_path)
     assert real[:, 0, 0, 0].tolist() == [40.0]
     assert settings(real)[0]["complex_part"] == "real"
+    assert "no phase" in checks(LoadWeighted(part="signed")(tmp_path))["weighted.sign"]
 
 
 def test_images_that_settings_do_not_tell_apart_are_refused(tmp_path: Path):
