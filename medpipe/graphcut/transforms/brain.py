@@ -113,7 +113,7 @@ class BrainTissue(ArrayStep):
 
     def __init__(
         self,
-        smoothness: float = 1.0,
+        smoothness: float = 1.5,
         prior_weight: float | None = None,
         solver: Solver = "auto",
     ) -> None:
@@ -174,7 +174,7 @@ class BrainTissued(DictStep):
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ("mask",)
     writes = ()
     files = ()
@@ -185,7 +185,7 @@ class BrainTissued(DictStep):
         self,
         keys: KeysCollection,
         mask: str = "brain",
-        smoothness: float = 1.0,
+        smoothness: float = 1.5,
         prior_weight: float | None = None,
         solver: Literal["auto", "pseudoflow", "stencil", "ortools", "scipy"] = "auto",
         allow_missing_keys: bool = False,
