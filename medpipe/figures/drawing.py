@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from medpipe.figures.colours import label_colour
 from medpipe.figures.layout import MARGIN, Panel
+from medpipe.figures.svg import ticks
+from medpipe.figures.window import Window
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
@@ -130,6 +132,20 @@ class Ink:
     def banner(self, text: str, y: float) -> None:
         """Write a large line across the middle."""
         self.text((self.picture.width / 2, y), text, size=22, anchor="mm")
+
+    def colour_scale(self, colours: NDArray[np.uint8], window: Window, top: int) -> None:
+        """Draw the colours of a window with its values in their unit, below the panels."""
+        left, width = MARGIN + 8, 460
+        for x in range(width):
+            colour = tuple(int(c) for c in colours[x * 255 // (width - 1)])
+            self._draw.line((left + x, top + 4, left + x, top + 16), fill=colour)
+        self._draw.rectangle((left - 1, top + 3, left + width, top + 17), outline=FAINT)
+        for value in ticks(window.low, window.high):
+            share = (value - window.low) / (window.high - window.low)
+            at = left + round(share * (width - 1))
+            self._draw.line((at, top + 17, at, top + 21), fill=FAINT)
+            self.text((at, top + 22), f"{value:g}", anchor="ma")
+        self.text((left + width + 14, top + 10), f"{window.name}  {window.unit}", anchor="lm")
 
     def legend(self, entries: Sequence[tuple[int, str]], top: int) -> None:
         """Write coloured label names below the panels."""

@@ -23,6 +23,7 @@ OUTSIDE = 26
 """Grey of pixels that lie outside the grid, so that they are not taken for air."""
 NAN_COLOUR = (214, 64, 200)
 LEGEND_MAX = 28
+SCALE_HEIGHT = 46
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,15 @@ class Mosaic:
 
 def _paint(
     volume: Canonical, overlay: Canonical | None, layout: Layout, window: Window
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.int32] | None]:
-    """Sample every panel on the device; return grey, NaN mask and labels of the canvas."""
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int32] | None]:
+    """Sample every panel on the device; return levels, which pixels lie in the grid and which
+    are NaN, and labels of the canvas."""
     import torch
 
     device = volume.data.device
     size = (layout.height, layout.width)
     grey = torch.zeros(size, dtype=torch.uint8, device=device)
+    covered = torch.zeros(size, dtype=torch.bool, device=device)
     broken = torch.zeros(size, dtype=torch.bool, device=device)
     labels = torch.zeros(size, dtype=torch.int32, device=device) if overlay else None
     step = float(np.linalg.norm(volume.affine[:3, :3], axis=0).min())
@@ -52,13 +55,15 @@ def _paint(
         level = (values - window.low) * (255 / (window.high - window.low))
         level = torch.nan_to_num(level, nan=0.0).clamp(0, 255).round().to(torch.uint8)
         grey[top:bottom, left:right] = torch.where(inside, level, OUTSIDE)
+        covered[top:bottom, left:right] = inside
         broken[top:bottom, left:right] = torch.isnan(values) & inside
         if overlay is not None and labels is not None:
-            found, covered = sample_plane(overlay, panel.plane, nearest=True)
+            found, there = sample_plane(overlay, panel.plane, nearest=True)
             found = torch.nan_to_num(found).round().to(torch.int32)
-            labels[top:bottom, left:right] = torch.where(covered, found, 0)
+            labels[top:bottom, left:right] = torch.where(there, found, 0)
     return (
         grey.cpu().numpy(),
+        covered.cpu().numpy(),
         broken.cpu().numpy(),
         labels.cpu().numpy() if labels is not None else None,
     )
@@ -74,6 +79,7 @@ def draw_mosaic(
     notes: Sequence[str] = (),
     legend: Sequence[tuple[int, str]] = (),
     banner: str | None = None,
+    colours: NDArray[np.uint8] | None = None,
 ) -> Mosaic:
     """Draw a mosaic.
 
@@ -88,13 +94,17 @@ def draw_mosaic(
     legend : list of (label, text)
     banner : str, optional
         A large line across the full-FOV cuts, e.g. that the image is constant.
+    colours : ndarray (256, 3), optional
+        Colours of the window from its lower to its upper end, with a scale; grey by default.
     """
-    grey, broken, labels = _paint(volume, overlay, layout, window)
+    grey, covered, broken, labels = _paint(volume, overlay, layout, window)
     shown = list(legend[:LEGEND_MAX])
-    places = legend_places(shown, layout.width, layout.height + GAP)
-    bottom = places[-1][1] + 26 if places else layout.height + GAP
-    rgb = np.zeros((bottom, layout.width, 3), np.uint8)
+    top = layout.height + GAP + (0 if colours is None else SCALE_HEIGHT)
+    places = legend_places(shown, layout.width, top)
+    rgb = np.zeros((places[-1][1] + 26 if places else top, layout.width, 3), np.uint8)
     rgb[: layout.height] = grey[..., None]
+    if colours is not None:
+        rgb[: layout.height][covered] = colours[grey[covered]]
     rgb[: layout.height][broken] = NAN_COLOUR
     if labels is not None:
         blend_labels(rgb[: layout.height], labels)
@@ -108,7 +118,9 @@ def draw_mosaic(
         if not panel.full:
             seen.add(panel.plane.view)
     ink.header(title, "  ·  ".join(notes))
-    ink.legend(shown, layout.height + GAP)
+    if colours is not None:
+        ink.colour_scale(colours, window, layout.height + GAP)
+    ink.legend(shown, top)
     if banner:
         _, top, _, low = layout.strip_box()
         ink.banner(banner, (top + low) / 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from medpipe.figures.histogram import Statistics, describe_values, label_counts
 from medpipe.figures.layout import Layout, foreground_box_mm, plan_layout
 from medpipe.figures.mosaic import Mosaic, centre_of, draw_message, draw_mosaic, panels_json
 from medpipe.figures.sampling import Canonical, fov_box_mm, to_canonical
+from medpipe.figures.scale import COLOURS, Display, display_of, quantity_window, values_of
 from medpipe.figures.window import choose_window, looks_like_ct
 from medpipe.geometry import affine_problem, axis_codes, shear_angle_deg, spacing_mm
 from medpipe.types import Affine, Finding, Severity
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "OPTIONS", "VERSION", "QcFigure", "render"]
 
-VERSION = "1"
+VERSION = "2"
 """Part of the key of a picture; bumped when pictures change."""
 
 KINDS = ("mosaic",)
@@ -65,7 +66,8 @@ def render(
         orientation (patient right on the viewer's left) and true proportions.
     image : MetaTensor, shape (C, I, J, K)
         On any device, with any affine. Complex values are shown by magnitude;
-        of several channels the first is shown.
+        of several channels the first is shown. A map of a quantity
+        (`medpipe.figures.scale`) is shown in colours with a scale.
     overlay : MetaTensor, shape (1, I, J, K), optional
         Label values, on a grid of its own. The cuts go through its centre and
         the slices through its extent.
@@ -97,7 +99,10 @@ def render(
         "channels": int(image.shape[0]),
         "dtype": str(image.dtype).removeprefix("torch."),
     }
-    stats = describe_values(volume.data)
+    display = _display(image)
+    if display is not None:
+        volume = Canonical(volume.data * display.factor, volume.affine)
+    stats = describe_values(volume.data if display is None else values_of(volume.data))
     flags = flags + value_flags(stats)
     if stats.n_voxels == 0:
         mosaic = draw_message(["the image holds no voxels"])
@@ -106,16 +111,21 @@ def render(
     flags = geometry_flags(volume.affine, shape) + flags
     data |= _geometry(affine, data["shape"]) | stats.to_dict()
     fov = fov_box_mm(volume.affine, shape)
-    is_ct = looks_like_ct(stats, _modality(image))
+    is_ct = display is None and looks_like_ct(stats, _modality(image))
     inside = foreground_box_mm(volume, _threshold(stats, is_ct), fov)
     width_mm = float(inside[0, 1] - inside[0, 0])
     window = choose_window(stats, chosen, is_ct=is_ct, width_mm=width_mm)
+    if display is not None and chosen.get("window_hu") is not None:
+        window = replace(window, name=display.name, unit=display.unit)
+    elif display is not None:
+        window = quantity_window(stats, display)
     labels, legend, slices_box, centre, more = _labels(overlay, chosen, fov, inside)
     layout = plan_layout(volume, fov, inside, slices_box, centre, int(chosen["slices"]))
     mosaic = draw_mosaic(
         volume, labels, layout, window,
         title=window.text(), notes=[_grid_text(volume), *notes],
         legend=[(e["label"], _legend_text(e)) for e in legend], banner=_banner(stats),
+        colours=None if display is None else COLOURS,
     )  # fmt: skip
     data |= {
         "window": [window.low, window.high],
@@ -169,10 +179,18 @@ def _prepare(image: MetaTensor) -> tuple[Canonical, Affine, list[str], list[Find
     return to_canonical(first.detach().to(torch.float32), affine), affine, notes, flags
 
 
-def _modality(image: MetaTensor) -> str | None:
+def _facts(image: MetaTensor) -> Mapping[str, Any]:
     record = image.meta.get("medpipe") or {}
-    modality = record.get("source", {}).get("modality")
+    return record.get("source") or {}
+
+
+def _modality(image: MetaTensor) -> str | None:
+    modality = _facts(image).get("modality")
     return modality if isinstance(modality, str) else None
+
+
+def _display(image: MetaTensor) -> Display | None:
+    return None if image.is_complex() else display_of(_facts(image))
 
 
 def _threshold(stats: Statistics, is_ct: bool) -> float:

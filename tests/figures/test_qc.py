@@ -16,6 +16,7 @@ from medpipe.errors import UsageError
 from medpipe.figures import qc
 from medpipe.figures.drawing import contour_mask, scale_bar_mm
 from medpipe.figures.sampling import VIEW_AXES
+from medpipe.figures.scale import COLOURS, display_of
 
 SHAPE = (40, 52, 30)
 STEP = (2.0, 1.5, 3.0)
@@ -461,3 +462,47 @@ def test_thin_head_holder_does_not_widen_the_slices() -> None:
     figure = qc.render("mosaic", meta(data, affine))
     y = [p["position_mm"] for p in figure.data["panels"] if p["view"] == "coronal"]
     assert min(y[1:]) > -10
+
+
+def test_a_map_of_a_quantity_is_shown_in_its_unit_with_a_scale() -> None:
+    shape = (60, 50, 40)
+    t1_s = np.zeros(shape, np.float32)
+    t1_s[10:30, 10:40, 10:30] = 0.8
+    t1_s[30:50, 10:40, 10:30] = 1.9
+    t1_s[20, 20, 20] = np.nan
+    image = meta(t1_s, ras_affine((2.0, 2.0, 2.0), shape))
+    plain = qc.render("mosaic", image)
+    shown = {"name": "T1", "unit": "ms", "factor": 1000.0}
+    image.meta["medpipe"] = {"source": {"display": shown, "modality": "MR"}}
+    figure = qc.render("mosaic", image)
+    data = figure.data
+    assert (data["window"], data["window_name"], data["unit"]) == ([0.0, 2000.0], "T1", "ms")
+    # voxels without a value are in no statistic
+    assert data["min"] == pytest.approx(800, rel=1e-6)
+    assert data["percentiles"]["p50"] == pytest.approx(1900, rel=1e-6)
+    pixels = picture(figure)
+    panel = next(p for p in data["panels"] if p["full_fov"] and p["view"] == "axial")
+    for mm, level in (((-21.0, 4.0, 0.0), 0.4), ((21.0, 4.0, 0.0), 0.95)):
+        x, y = pixel_of(panel, np.array(mm))
+        expected = COLOURS[round(level * 255)]
+        assert np.abs(pixels[round(y), round(x)].astype(int) - expected).max() <= 2
+    # the scale below the panels runs through all colours, and the picture has grown by it
+    assert pixels.shape[0] > picture(plain).shape[0]
+    row = pixels[-36, 22:482].astype(int)
+    assert np.abs(row[0] - COLOURS[0]).max() <= 2
+    assert np.abs(row[-1] - COLOURS[-1]).max() <= 2
+    given = qc.render("mosaic", image, options={"window_hu": [0, 3000]}).data
+    assert (given["window"], given["unit"]) == ([0.0, 3000.0], "ms")
+
+
+@pytest.mark.parametrize(
+    "broken", [1, {"name": "T1"}, {"name": "T1", "unit": "ms", "factor": 0}, {"name": 2}]
+)
+def test_a_display_that_is_none_is_left(broken: object) -> None:
+    assert display_of({"display": broken}) is None
+
+
+def test_colours_rise_in_lightness() -> None:
+    light = COLOURS.astype(float) @ np.array([0.2126, 0.7152, 0.0722])
+    assert (np.diff(light) >= -0.5).all()
+    assert light[-1] - light[0] > 200
