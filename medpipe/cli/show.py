@@ -87,8 +87,12 @@ def _show_workflow(workflow: CompiledWorkflow) -> None:
             for step in workflow.steps
         ],
     )
-    inputs = " ".join(workflow.inputs)
-    print(f"\nmedpipe run {workflow.name} {inputs.upper()} OUT")
+    required = [name for name, spec in workflow.inputs.items() if not spec.optional]
+    if len(required) == 1:
+        print(f"\nmedpipe run {workflow.name} {required[0].upper()} OUT")
+    if len(workflow.inputs) > 1:
+        columns = ", ".join(workflow.inputs)
+        print(f"\nmedpipe run {workflow.name} CASES.csv OUT    (columns case_id, {columns})")
 
 
 def _show_step(step: StepInfo) -> None:
