@@ -11,14 +11,14 @@ interval is the only way in which limits can conflict.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 
 from medpipe.errors import StepError
 from medpipe.graphcut.surface_problem import Relation, SurfaceProblem, column_name, relations_of
 
-__all__ = ["Limits", "feasible_limits", "first_at_least", "last_at_most"]
+__all__ = ["Limits", "feasible_limits", "first_at_least"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,6 @@ class Limits:
 def first_at_least(positions: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Return the first node at or above `value` (columns, V), K where there is none."""
     return torch.searchsorted(positions.contiguous(), value.contiguous())
-
-
-def last_at_most(positions: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Return the last node at or below `value` (columns, V), -1 where there is none."""
-    return torch.searchsorted(positions.contiguous(), value.contiguous(), right=True) - 1
 
 
 def feasible_limits(
@@ -90,6 +85,7 @@ class _Propagation:
     ) -> None:
         self.problem, self.relations = problem, relations
         self.positions = problem.positions()
+        self.nodes = [_nodes(surface) for surface in self.positions]
         self.tolerance = problem.tolerance_mm()
         depth = problem.shape[-1]
         present = problem.present()
@@ -103,77 +99,78 @@ class _Propagation:
         self.high = torch.full_like(self.low, depth - 1)
         self.low = self.low if lowest is None else torch.maximum(self.low, lowest)
         self.high = self.high if highest is None else torch.minimum(self.high, highest)
-        self.low = torch.where(present, self._up(self.low), 0)
-        self.high = torch.where(present, self._down(self.high), 0)
-        self.pinned_low = self.low if lowest is not None else None
-        self.pinned_high = self.high if highest is not None else None
+        self.present = present
+        self.low = torch.where(present, self._up(self.low, self.next), 0)
+        self.high = torch.where(present, self._down(self.high, self.previous), 0)
+        self.pinned_low = self.low.clone() if lowest is not None else None
+        self.pinned_high = self.high.clone() if highest is not None else None
         # the limit that set each end: the number of a relation, -1 for the column itself
         self.low_cause = torch.full_like(self.low, -1)
         self.high_cause = torch.full_like(self.low, -1)
         self.check()
+        self.low_mm, self.high_mm = _at(self.positions, self.low), _at(self.positions, self.high)
+        # when an end of a surface moved last, and when each limit saw it last
+        self.clock = 0
+        self.moved = {(e, s): 0 for e in ("low", "high") for s in range(len(self.nodes))}
+        self.seen: dict[tuple[str, int, bool], int] = {}
 
     def sweep(self) -> bool:
         """Apply every limit once, both ways; return whether anything moved."""
         moved = False
         for number, relation in enumerate(self.relations):
-            moved |= self._raise(relation, number, toward_b=True)
-            moved |= self._raise(relation, number, toward_b=False)
-            moved |= self._lower(relation, number, toward_b=True)
-            moved |= self._lower(relation, number, toward_b=False)
+            for end in ("low", "high"):
+                for toward_b in (True, False):
+                    source = relation.lower if toward_b else relation.upper
+                    if self.moved[end, source] > self.seen.get((end, number, toward_b), -1):
+                        self.seen[end, number, toward_b] = self.clock
+                        moved |= self._apply(end, relation, number, toward_b)
         return moved
 
-    def _up(self, low: torch.Tensor) -> torch.Tensor:
-        depth = self.next.shape[-1]
-        inside = self.next.gather(-1, low.clamp_max(depth - 1)[..., None])[..., 0]
+    @staticmethod
+    def _up(low: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        depth = following.shape[-1]
+        inside = _at(following, low.clamp_max(depth - 1))
         return torch.where(low < depth, inside, depth)
 
-    def _down(self, high: torch.Tensor) -> torch.Tensor:
-        inside = self.previous.gather(-1, high.clamp_min(0)[..., None])[..., 0]
-        return torch.where(high >= 0, inside, -1)
+    @staticmethod
+    def _down(high: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        return torch.where(high >= 0, _at(previous, high.clamp_min(0)), -1)
 
-    def _raise(self, relation: Relation, number: int, toward_b: bool) -> bool:
-        """Raise the lower ends of b from those of a, or of a from those of b."""
-        here, there = _ends(relation, self.positions, toward_b)
-        low = _ends(relation, self.low, toward_b)[0]
-        limit = relation.least_mm if toward_b else -relation.most_mm
-        least = _at(here, low) + limit - self.tolerance
-        found = first_at_least(there, least[..., None])[..., 0]
-        return self._set("low", relation, number, toward_b, found)
-
-    def _lower(self, relation: Relation, number: int, toward_b: bool) -> bool:
-        """Lower the upper ends of b from those of a, or of a from those of b."""
-        here, there = _ends(relation, self.positions, toward_b)
-        high = _ends(relation, self.high, toward_b)[0]
-        limit = relation.most_mm if toward_b else -relation.least_mm
-        most = _at(here, high) + limit + self.tolerance
-        found = last_at_most(there, most[..., None])[..., 0]
-        return self._set("high", relation, number, toward_b, found)
-
-    def _set(
-        self, end: str, relation: Relation, number: int, toward_b: bool, found: torch.Tensor
-    ) -> bool:
-        surface = relation.upper if toward_b else relation.lower
-        current = getattr(self, end)
+    def _apply(self, end: str, relation: Relation, number: int, toward_b: bool) -> bool:
+        """Move an end of b by that of a, or of a by that of b; return whether it moved."""
         low = end == "low"
-        neutral = 0 if low else current.new_tensor(self.positions.shape[-1] - 1)
-        if toward_b:
-            found = relation.to_b(found, int(neutral))
+        surface = relation.upper if toward_b else relation.lower
+        bound = self._bound(low, relation, toward_b)
+        nodes = self.nodes[surface]
+        current = getattr(self, end)[surface]
+        if low:
+            found = torch.maximum(current, _search(nodes, bound, right=False))
+            found = self._up(found, self.next[surface])
         else:
-            found = torch.where(relation.exists, found, neutral)
-        proposal = current.clone()
-        old = current[surface]
-        proposal[surface] = torch.maximum(old, found) if low else torch.minimum(old, found)
-        proposal = self._up(proposal) if low else self._down(proposal)
-        present = self.problem.present()
-        proposal = torch.where(present, proposal, 0)
-        changed = proposal != current
+            found = torch.minimum(current, _search(nodes, bound, right=True) - 1)
+            found = self._down(found, self.previous[surface])
+        found = torch.where(self.present[surface], found, 0)
+        changed = found != current
         if not bool(changed.any()):
             return False
-        setattr(self, end, proposal)
-        cause = getattr(self, f"{end}_cause")
-        cause[changed] = 2 * number + int(toward_b)
+        getattr(self, end)[surface] = found
+        getattr(self, f"{end}_cause")[surface][changed] = 2 * number + int(toward_b)
         self.check()
+        getattr(self, f"{end}_mm")[surface] = _at(self.positions[surface], found)
+        self.clock += 1
+        self.moved[end, surface] = self.clock
         return True
+
+    def _bound(self, low: bool, relation: Relation, toward_b: bool) -> torch.Tensor:
+        """Return how far in mm the other column lets the end of each column be."""
+        ends = self.low_mm if low else self.high_mm
+        slack = -self.tolerance if low else self.tolerance
+        none = -inf if low else inf
+        if toward_b:
+            limit = relation.least_mm if low else relation.most_mm
+            return relation.to_b(relation.at_a(ends) + limit + slack, none)
+        limit = -(relation.most_mm if low else relation.least_mm)
+        return torch.where(relation.exists, relation.at_b(ends) + limit + slack, none)
 
     def check(self) -> None:
         """Raise where an interval is empty, with the limits that emptied it."""
@@ -257,11 +254,18 @@ def _origin(relation: Relation, at: tuple[int, ...], toward_b: bool) -> tuple[in
     return (surface, *column)
 
 
-def _ends(
-    relation: Relation, values: torch.Tensor, toward_b: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    a, b = relation.at_a(values), relation.at_b(values)
-    return (a, b) if toward_b else (b, a)
+def _nodes(positions: torch.Tensor) -> torch.Tensor:
+    """Return the nodes of one surface, (K,) where those of all columns are the same."""
+    if all(step == 0 for step in positions.stride()[:-1]):
+        return positions[(0,) * (positions.ndim - 1)].contiguous()
+    return positions.contiguous()
+
+
+def _search(nodes: torch.Tensor, value: torch.Tensor, *, right: bool) -> torch.Tensor:
+    """Return how many nodes of each column lie below `value` (columns), `right`: or at it."""
+    if nodes.ndim == 1:
+        return torch.searchsorted(nodes, value.contiguous(), right=right)
+    return torch.searchsorted(nodes, value[..., None].contiguous(), right=right)[..., 0]
 
 
 def _at(positions: torch.Tensor, node: torch.Tensor) -> torch.Tensor:

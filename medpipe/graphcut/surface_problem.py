@@ -193,7 +193,7 @@ class Relation:
                 there = torch.roll(there, -step, axis)
         return there
 
-    def to_b(self, values: torch.Tensor, fill: int | bool = 0) -> torch.Tensor:
+    def to_b(self, values: torch.Tensor, fill: float | bool = 0) -> torch.Tensor:
         """Bring values (columns, ...) from the place of a to b, `fill` where there is no pair."""
         exists = self.exists.reshape(self.exists.shape + (1,) * (values.ndim - self.exists.ndim))
         values = torch.where(exists, values, fill)

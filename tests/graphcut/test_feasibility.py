@@ -10,6 +10,7 @@ import torch
 from surface_reference import edges, random_problem
 
 from medpipe.errors import StepError, UsageError
+from medpipe.graphcut import feasibility
 from medpipe.graphcut.feasibility import feasible_limits
 from medpipe.graphcut.surfaces import ConvexPrior, Separation, SurfaceProblem, optimal_surfaces
 
@@ -49,6 +50,24 @@ def test_limits_are_the_extremes_of_all_solutions():
         assert np.array_equal(limits.high.reshape(-1).numpy(), found.max(0)), seed
     assert feasible > 100
     assert infeasible > 15
+
+
+def test_only_limits_of_what_moved_are_applied_again(monkeypatch):
+    """A pin spreads over 30 columns of one of four surfaces that nothing ties."""
+    prior = ConvexPrior("linear", max_jump_mm=1.0)
+    problem = SurfaceProblem(torch.zeros(4, 31, 1, 40), torch.arange(40.0), prior)
+    pinned = torch.zeros(4, 31, 1, dtype=torch.int64)
+    pinned[2, 0] = 39
+    search, calls = feasibility._search, []
+    monkeypatch.setattr(
+        feasibility, "_search", lambda *a, **k: calls.append(a[1].numel()) or search(*a, **k)
+    )
+    limits = feasible_limits(problem, lowest=pinned, highest=torch.full_like(pinned, 39))
+    assert limits.low[2, :, 0].tolist() == list(range(39, 8, -1))
+    assert int(limits.low.sum()) == int(limits.low[2].sum())
+    assert set(calls) == {31}  # one value per column, never all its nodes
+    # 4 surfaces × 2 axes × 2 ends × 2 ways once, then the lower end of one surface
+    assert len(calls) <= 4 * 8 + 4 * 31
 
 
 def test_nodes_out_of_reach_are_left_out():
