@@ -49,6 +49,13 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "lumen_media": "medpipe.graphcut.transforms.vessel_wall:LumenMediad",
         "vessel_wall_table": "medpipe.graphcut.transforms.vessel_wall:VesselWallTabled",
         "vessel_wall_mesh": "medpipe.graphcut.transforms.vessel_wall:VesselWallMeshd",
+        "fit_relaxation": "medpipe.qmri.transforms.fit:FitRelaxationd",
+        "fit_perk": "medpipe.qmri.transforms.methods:FitPerkd",
+        "fit_least_squares": "medpipe.qmri.transforms.methods:FitLeastSquaresd",
+        "fit_dictionary": "medpipe.qmri.transforms.methods:FitDictionaryd",
+        "relaxation_map": "medpipe.qmri.transforms.maps:RelaxationMapd",
+        "quality_map": "medpipe.qmri.transforms.maps:QualityMapd",
+        "relaxation_table": "medpipe.qmri.transforms.table:RelaxationTabled",
     }
 )
 """Name of a step in a workflow → ``"module:Class"`` of its dictionary transform."""
