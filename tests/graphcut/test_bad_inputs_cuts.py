@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data.meta_tensor import MetaTensor
 
 from medpipe.cli.main import invoke
 from medpipe.errors import MedpipeError, StepError, UsageError
@@ -25,6 +26,7 @@ from medpipe.graphcut.shape_prior import prior_arcs
 from medpipe.graphcut.solve import min_cut
 from medpipe.graphcut.surface_session import SurfaceSession
 from medpipe.graphcut.surfaces import Separation, SurfaceProblem, optimal_surfaces
+from medpipe.graphcut.transforms.height_map import read_heights
 from medpipe.graphcut.vector_field import gradient_vector_flow
 from medpipe.graphcut.vessel_wall import VesselWallParameters, vessel_wall
 
@@ -199,6 +201,14 @@ def test_a_bad_input_is_refused_in_one_line_that_names_it(name):
 
 def test_a_vessel_may_have_no_largest_wall():
     assert VesselWallParameters(max_wall_mm=INF, slope=INF, frame_slope=INF).max_wall_mm == INF
+
+
+def test_what_an_image_says_of_itself_is_not_repeated():
+    said = {"source": {"surfaces": {"axis": "DOE^JANE"}}}
+    image = MetaTensor(torch.zeros(1, 2, 2, 1), affine=torch.eye(4), meta={"medpipe": said})
+    with pytest.raises(UsageError, match="axis is wrong; expected 0, 1 or 2, got str") as error:
+        read_heights(image)
+    assert "DOE" not in str(error.value)
 
 
 # --- the command line ------------------------------------------------------------------

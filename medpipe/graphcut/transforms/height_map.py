@@ -167,7 +167,9 @@ def read_heights(img: Any, axis: int | None = None) -> HeightMap:
     if axis is None:
         axis = facts.get("axis", single[0] if len(single) == 1 else None)
     if axis is not None and axis not in (0, 1, 2):
-        raise UsageError("axis is wrong", expected="0, 1 or 2", got=str(axis))
+        # what an image says of itself is not ours to repeat
+        got = str(axis) if isinstance(axis, int) else type(axis).__name__
+        raise UsageError("axis is wrong", expected="0, 1 or 2", got=got)
     if axis not in single or image.is_complex():
         raise StepError(
             "the image is no map of surfaces" if not single else "the axis of the columns is open",
