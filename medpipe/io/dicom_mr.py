@@ -30,6 +30,9 @@ _TAGS = (
 )
 """Tag, the setting it is, and the factor to SI units: DICOM has milliseconds."""
 
+_DIGITS = 7
+"""Settings are kept to 0.1 µs: binary times of frames differ in their last bits."""
+
 _GROUPS = ("MRTimingAndRelatedParametersSequence", "MREchoSequence", "MRModifierSequence")
 _PHILIPS = "Philips MR Imaging DD 001"
 _PHILIPS_FRAME = Tag(0x2005, 0x140F)
@@ -41,7 +44,7 @@ def mr_settings(ds: Dataset) -> dict[str, float]:
     for tag, name, factor in _TAGS:
         value = lenient(read_number, ds, tag)
         if value is not None:
-            found[name] = round(value * factor, 9)
+            found[name] = round(value * factor, _DIGITS)
     return found
 
 
@@ -54,7 +57,7 @@ def functional_settings(group: Dataset) -> dict[str, float]:
             times = lenient(read_value, item, "InversionTimes")
             one = list(times) if isinstance(times, Sequence) else [times]
             if len(one) == 1 and isinstance(one[0], int | float) and math.isfinite(one[0]):
-                found["inversion_time_s"] = round(float(one[0]) * 1e-3, 9)
+                found["inversion_time_s"] = round(float(one[0]) * 1e-3, _DIGITS)
     return found
 
 

@@ -107,7 +107,11 @@ def _images(path: Path, options: DicomSetOptions) -> tuple[list[_Image], list[Fi
     series = [s for s in scan.series if s.modality == "MR" and rules.accept(s)]
     if not series:
         got = f"{len(scan.series)} other series" if scan.series else "no series"
-        raise InputError("there is no MR series to take images from", got=got)
+        raise InputError(
+            "there is no MR series to take images from",
+            expected="NIfTI files, or DICOM series of MR",
+            got=got,
+        )
     findings: list[Finding] = []
     taken = [s for s in series if _part(s) == options.part and not _derived(s)]
     if not taken:
