@@ -65,6 +65,7 @@ def read_weighted_dicom(path: Path, options: DicomSetOptions) -> WeightedSet:
         on several grids or lack settings.
     """
     images, findings = _images(path, options)
+    suffix = _kind(images, options.suffix)
     volumes: list[Volume] = []
     held = 0
     for position, image in enumerate(images):
@@ -73,7 +74,6 @@ def read_weighted_dicom(path: Path, options: DicomSetOptions) -> WeightedSet:
             raise InputError("the images need more memory than max_gb allows", hint="raise max_gb")
         volumes.append(_assembled(image, position, len(images), options))
     check_grids(volumes)
-    suffix = options.suffix[0] if options.suffix else _suffix(images)
     acquisitions: list[dict[str, Any]] = [
         {
             **image.settings,
@@ -199,6 +199,19 @@ def _assembled(image: _Image, position: int, images: int, options: DicomSetOptio
         if "different images at" in error.what:
             error.hint = "their settings do not tell them apart; choose series by select"
         raise error.at(where) from None
+
+
+def _kind(images: Sequence[_Image], asked: Sequence[str]) -> str:
+    """Return the suffix of the images; refuse those that are certainly not what was asked for."""
+    found = _suffix(images)
+    if found and asked and found not in asked:
+        raise InputError(
+            "the DICOM images are of another kind",
+            expected=" or ".join(asked),
+            got=f"{found}, by what differs between their headers",
+            hint="use the workflow for them, or choose series by select",
+        )
+    return found or (asked[0] if len(asked) == 1 else "")
 
 
 def _suffix(images: Sequence[_Image]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
     EnhancedMRImageStorage,
@@ -103,6 +104,25 @@ def test_echoes_of_one_series_become_images(tmp_path: Path):
     assert image[:, 0, 0, 0].tolist() == [10.0, 20.0, 30.0]
     assert [s["echo_time_s"] for s in settings(image)] == [0.0127, 0.0254, 0.0381]
     assert {s["suffix"] for s in settings(image)} == {"MESE"}
+
+
+def test_images_that_are_certainly_of_another_kind_are_refused(tmp_path: Path):
+    for echo in (1, 2):
+        write(tmp_path, 8, 10 * echo, EchoTime=10 * echo, ScanningSequence="SE", InversionTime=50)
+    with pytest.raises(InputError, match="expected IRT1 or VFA, got MESE"):
+        LoadWeighted(suffix=["IRT1", "VFA"])(tmp_path)
+    assert len(LoadWeighted(suffix=["VFA", "MESE"])(tmp_path)) == 2
+
+
+def test_what_headers_leave_open_is_what_was_asked_for(tmp_path: Path):
+    for number, time in enumerate((700, 2500), start=1):
+        tags = {"InversionTime": time, "ScanningSequence": ["GR", "IR"], "FlipAngle": 4}
+        write(tmp_path, number, number, **tags)
+    assert "suffix" not in settings(LoadWeighted()(tmp_path))[0]
+    image = LoadWeighted(suffix="MP2RAGE", settings="optional")(tmp_path)
+    assert settings(image)[1]["suffix"] == "MP2RAGE"
+    with pytest.raises(InputError, match="RepetitionTimePreparation, NumberShots is missing"):
+        LoadWeighted(suffix="MP2RAGE")(tmp_path)
 
 
 def test_flip_angles_of_a_gradient_echo_are_vfa_and_need_a_repetition_time(tmp_path: Path):
@@ -263,6 +283,30 @@ def test_phantom_series_of_three_makers_load_with_their_settings(real_data: Path
     else:  # an even train that starts at one spacing
         np.testing.assert_allclose(values, values[0] * np.arange(1, count + 1), rtol=1e-3)
     assert ("weighted.philips_scale" in checks(image)) == ("philips" in folder)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("folder", REAL)
+def test_phantom_images_hold_the_pixels_of_the_file_with_their_settings(
+    real_data: Path, folder: str
+):
+    place = real_data / "qmri" / "phantom_relaxometry" / folder
+    image = LoadWeighted()(place)
+    tag, name = {
+        "IRT1": ("InversionTime", "inversion_time_s"),
+        "MESE": ("EchoTime", "echo_time_s"),
+    }[REAL[folder][0]]
+    channels = {s[name]: channel for s, channel in zip(settings(image), image, strict=True)}
+    for path in place.rglob("*"):
+        if path.is_file():
+            ds = dcmread(path)
+            scale = float(ds[0x2005, 0x100E].value) if "philips" in folder else 1.0
+            stored = ds.pixel_array.astype(np.float64)
+            offset = float(ds.get("RescaleIntercept", 0)) / float(ds.get("RescaleSlope", 1))
+            channel = channels.pop(round(float(ds[tag].value) / 1000, 7))
+            expected = (stored + offset) / scale
+            np.testing.assert_allclose(channel[..., 0].numpy().T, expected, rtol=1e-6)
+    assert not channels
 
 
 def residual(values: np.ndarray, times: np.ndarray) -> float:
