@@ -124,27 +124,34 @@ SCORE_TARGET = 0.108
 
 
 class Slice:
-    """Voxels of the slice that have a signal: truth, kappa and noisy magnitudes."""
+    """The slice: truth and kappa of voxels with a signal, noisy magnitudes of all.
+
+    The published training takes the scale of its kernel from all voxels of the images,
+    background too: `image` and `image_kappa`.
+    """
 
     def __init__(self, seed: int) -> None:
         axes = [np.arange(n) - (n - 1) / 2 for n in SHAPE]
         x, y = np.meshgrid(*axes, indexing="ij")
         points = np.stack([x, y - 2, np.full_like(x, LEVEL_MM)], -1)
         labels = HeadAnatomy(1, table=False).labels(points)
-        self.tissue = np.full(SHAPE, -1)
+        tissue = np.full(SHAPE, -1)
         for i, members in enumerate(LABELS.values()):
-            self.tissue[np.isin(labels, members)] = i
-        inside = self.tissue >= 0
-        ends = [np.linspace(-1, 1, n) for n in SHAPE]
-        u, v = np.meshgrid(*ends, indexing="ij")
-        self.kappa = torch.from_numpy((1.1 - 0.2 * (u**2 + v**2))[inside])
-        self.kind = torch.from_numpy(self.tissue[inside])
-        table = torch.tensor(list(TISSUES.values()), dtype=torch.float64)[self.kind]
-        self.truth = dict(zip(NAMES, table.unbind(1), strict=True))
-        ideal = PROTOCOL.signal({**self.truth, "kappa": self.kappa})
+            tissue[np.isin(labels, members)] = i
+        u, v = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
+        self.image_kappa = torch.from_numpy(1.1 - 0.2 * (u**2 + v**2)).flatten()
+        kind = torch.from_numpy(tissue).flatten()
+        table = torch.tensor([*TISSUES.values(), (0.0, 1.0, 0.1)], dtype=torch.float64)[kind]
+        truth = dict(zip(NAMES, table.unbind(1), strict=True))
+        ideal = PROTOCOL.signal({**truth, "kappa": self.image_kappa})
         g = torch.Generator().manual_seed(seed)
         parts = torch.randn((2, *ideal.shape), generator=g, dtype=torch.float64) * SIGMA
-        self.signal = torch.hypot(ideal + parts[0], parts[1])
+        self.image = torch.hypot(ideal + parts[0], parts[1])
+        inside = kind >= 0
+        self.kind = kind[inside]
+        self.kappa = self.image_kappa[inside]
+        self.signal = self.image[inside]
+        self.truth = {name: values[inside] for name, values in truth.items()}
 
     def of(self, *tissues: str) -> torch.Tensor:
         """Return which voxels are of some tissues."""
@@ -198,8 +205,8 @@ def methods(slice_: Slice) -> dict[str, Callable[[], tuple[Any, float]]]:
             None,
             SIGMA,
             preset="paper",
-            data=slice_.signal,
-            known={"kappa": slice_.kappa},
+            data=slice_.image,
+            known={"kappa": slice_.image_kappa},
         )
 
     grid = {"t1_s": (10**-1.5, 10**0.5), "t2_s": (10**-2.5, 1.0)}
