@@ -10,7 +10,7 @@ import torch
 from medpipe.errors import UsageError
 from medpipe.qmri.atoms import Atoms, best_atoms, kappa_bins, make_atoms, mesh
 from medpipe.qmri.estimate import Estimate, Flag, Voxels, check_voxels, collect
-from medpipe.qmri.least_squares import NonlinearLeastSquares, usable
+from medpipe.qmri.least_squares import NonlinearLeastSquares, usable, within_reach
 from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.quantities import QUANTITIES
 from medpipe.qmri.uncertainty import noise_variance, poor_fit
@@ -117,11 +117,12 @@ class DictionarySearch:
             with `refine` alone.
         """
         voxels = check_voxels(signal, known, self.protocol)
+        voxels = Voxels(voxels.signal, *within_reach(voxels.known, voxels.quality))
         values, squares = self._search(voxels)
         if self.refine:
             return self._refined(signal, known, values)
         freedom = self.protocol.count - len(self.latents)
-        there = usable(voxels)
+        there = usable(voxels.quality)
         _, judged = noise_variance(squares, freedom, there, None)
         power = (voxels.signal**2).sum(1)
         edge = torch.zeros_like(there)
@@ -137,7 +138,7 @@ class DictionarySearch:
         signal = voxels.signal
         values = signal.new_full((len(self.latents), len(voxels)), torch.nan)
         squares = signal.new_full((len(voxels),), torch.nan)
-        rows = usable(voxels).nonzero()[:, 0]
+        rows = usable(voxels.quality).nonzero()[:, 0]
         kappa = voxels.known.get("kappa")
         if kappa is None:
             centres, which = signal.new_ones(1), torch.zeros_like(rows)

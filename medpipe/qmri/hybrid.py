@@ -8,10 +8,9 @@ from typing import Protocol as Structure
 
 import torch
 
-from medpipe.qmri.estimate import Estimate, Flag, Voxels, check_voxels
-from medpipe.qmri.least_squares import Fit, NonlinearLeastSquares, usable
+from medpipe.qmri.estimate import Estimate, Flag, check_input
+from medpipe.qmri.least_squares import NonlinearLeastSquares
 from medpipe.qmri.protocol import Protocol
-from medpipe.qmri.uncertainty import noise_variance, poor_fit
 
 __all__ = ["Hybrid", "Trained"]
 
@@ -101,31 +100,19 @@ class Hybrid:
             If the signal or a known regressor does not fit the protocol.
         """
         full = self.least_squares
-        voxels = check_voxels(signal, known, full.protocol, self.dtype)
+        check_input(signal, known, full.protocol)
         guess = self.perk.estimate(signal, known)
         inside = (guess.quality & int(Flag.OUTSIDE_SUPPORT)) == 0
         start = {n: guess.values[n].where(inside, torch.nan) for n in full.nonlinear}
-        fit = full.with_steps(self.iterations, self.tolerance).search(voxels, start)
-        self._search_again(full, voxels, fit, ~inside)
-        return full.finish(voxels, fit)
-
-    def _search_again(
-        self, full: NonlinearLeastSquares, voxels: Voxels, fit: Fit, outside: torch.Tensor
-    ) -> None:
-        """Search doubtful voxels of `fit` from the dictionary; keep what fits better."""
-        there = usable(voxels)
-        open_ = outside | ((fit.flags & int(Flag.NOT_CONVERGED)) != 0)
-        freedom = voxels.signal.shape[1] - len(full.latents)
-        sigma = None if self.sigma is None else torch.as_tensor(self.sigma, device=there.device)
-        _, judged = noise_variance(fit.squares, freedom, there, sigma)
-        poor = poor_fit(fit.squares, (voxels.signal**2).sum(1), freedom, judged)
-        again = ((open_ | poor) & there).nonzero()[:, 0]
-        if not again.numel():
-            return
-        known = {n: v[again] for n, v in voxels.known.items()}
-        sub = Voxels(voxels.signal[again], known, voxels.quality[again])
-        found = full.search(sub)
-        # an open search may have stopped anywhere: replace it unless it is clearly better
-        keep = found.squares > fit.squares[again] * (1 + 1e-6)
-        keep &= fit.squares[again].isfinite()
-        fit.put(again[~keep], found.part(~keep))
+        few = full.with_steps(self.iterations, self.tolerance)
+        fit = few.search(signal, known or {}, start)
+        open_ = ~inside | ((fit.quality & int(Flag.NOT_CONVERGED)) != 0)
+        _, poor = full.judge(fit)
+        again = ((open_ | poor) & fit.usable).nonzero()[:, 0]
+        if again.numel():
+            maps = {n: v[again] for n, v in (known or {}).items()}
+            found = full.search(signal[again], maps)
+            # a search that was cut short is kept only if it found something better
+            keep = found.squares > fit.squares[again] * (1 + 1e-6)
+            fit.put(again[~keep], found.part(~keep))
+        return full.finish(fit)

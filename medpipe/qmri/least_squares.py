@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
 from medpipe.errors import UsageError
 from medpipe.qmri.atoms import LINEAR
-from medpipe.qmri.estimate import Estimate, Flag, Voxels, check_voxels, collect
+from medpipe.qmri.estimate import Estimate, Flag, check_input, collect, safe_voxels
 from medpipe.qmri.jacobian import signal_and_slopes
 from medpipe.qmri.levenberg_marquardt import Settled, minimise
 from medpipe.qmri.protocol import Protocol
@@ -35,35 +35,54 @@ class Fit:
     Parameters
     ----------
     values : Tensor
-        (p + 1, N): M0, then the latents in SI units.
+        float32 (p + 1, N): M0, then the latents in SI units; NaN without a signal.
     spread : Tensor
-        (p + 1, N) standard errors for noise of standard deviation 1.
-    squares : Tensor
-        (N,) sums of squared residuals.
-    flags : Tensor
-        (N,) uint8, NOT_CONVERGED and AT_BOUND.
+        float32 (p + 1, N) standard errors for noise of standard deviation 1.
+    squares, power : Tensor
+        float32 (N,) sums of squared residuals and of squared measured values.
+    quality : Tensor
+        uint8 (N,), flags found so far.
     steps : Tensor
-        (N,) int16, steps tried.
+        int16 (N,), steps tried.
     """
 
     values: torch.Tensor
     spread: torch.Tensor
     squares: torch.Tensor
-    flags: torch.Tensor
+    power: torch.Tensor
+    quality: torch.Tensor
     steps: torch.Tensor
+
+    @classmethod
+    def empty(cls, rows: int, count: int, device: torch.device) -> Fit:
+        """Return the fit of `count` voxels before any is searched."""
+
+        def none(*shape: int) -> torch.Tensor:
+            return torch.full(shape, torch.nan, device=device)
+
+        return cls(
+            none(rows, count),
+            none(rows, count),
+            none(count),
+            none(count),
+            torch.zeros(count, dtype=torch.uint8, device=device),
+            torch.zeros(count, dtype=torch.int16, device=device),
+        )
+
+    @property
+    def usable(self) -> torch.Tensor:
+        """(N,) bool: voxels with a finite signal that is not 0."""
+        return usable(self.quality)
 
     def part(self, which: torch.Tensor) -> Fit:
         """Return the fit of some voxels."""
-        columns = self.values[:, which], self.spread[:, which]
-        return Fit(*columns, self.squares[which], self.flags[which], self.steps[which])
+        return Fit(*(getattr(self, f.name)[..., which] for f in fields(self)))
 
     def put(self, where: torch.Tensor, other: Fit) -> None:
         """Write the voxels of `other` to the places `where` (n,)."""
-        self.values[:, where] = other.values
-        self.spread[:, where] = other.spread
-        self.squares[where] = other.squares
-        self.flags[where] = other.flags
-        self.steps[where] = other.steps
+        for f in fields(self):
+            mine = getattr(self, f.name)
+            mine[..., where] = getattr(other, f.name).to(mine.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,51 +199,53 @@ class NonlinearLeastSquares:
         InputError
             If the signal or a known regressor does not fit the protocol.
         """
-        voxels = check_voxels(signal, known, self.protocol, self.dtype)
-        return self.finish(voxels, self.search(voxels, start))
+        check_input(signal, known, self.protocol)
+        return self.finish(self.search(signal, known or {}, start))
 
-    def search(self, voxels: Voxels, start: Mapping[str, torch.Tensor] | None = None) -> Fit:
-        """Return where the search of each voxel ends; voxels without a signal are NaN."""
-        n, device = len(voxels), voxels.signal.device
-        rows = len(self.latents)
-        fit = Fit(
-            values=torch.full((rows, n), torch.nan, dtype=self.dtype, device=device),
-            spread=torch.full((rows, n), torch.nan, dtype=self.dtype, device=device),
-            squares=torch.full((n,), torch.nan, dtype=self.dtype, device=device),
-            flags=torch.zeros(n, dtype=torch.uint8, device=device),
-            steps=torch.zeros(n, dtype=torch.int16, device=device),
-        )
+    def search(
+        self,
+        signal: torch.Tensor,
+        known: Mapping[str, torch.Tensor],
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> Fit:
+        """Return where the search of each voxel of a checked input ends."""
+        fit = Fit.empty(len(self.latents), signal.shape[0], signal.device)
         starts = Starts(self.protocol, self.nonlinear, self.support, dict(self.fixed))
-        for where in usable(voxels).nonzero()[:, 0].split(max(1, BLOCK_VALUES // self._count)):
-            part = {k: v[where] for k, v in voxels.known.items()}
-            begin = None if start is None else self._given(start, where)
-            fit.put(where, self._block(voxels.signal[where], part, begin, starts))
+        size = max(1, BLOCK_VALUES // self.protocol.count)
+        for rows in torch.arange(signal.shape[0], device=signal.device).split(size):
+            maps = {n: v[rows] for n, v in known.items()}
+            voxels = safe_voxels(signal[rows], maps, self.protocol, self.dtype)
+            reach, quality = within_reach(voxels.known, voxels.quality)
+            fit.quality[rows] = quality
+            there = usable(quality).nonzero()[:, 0]
+            if there.numel():
+                begin = None if start is None else self._given(start, rows[there])
+                part = {n: v[there] for n, v in reach.items()}
+                found = self._block(voxels.signal[there], part, begin, starts)
+                found.quality |= quality[there]
+                fit.put(rows[there], found)
         return fit
 
-    def finish(self, voxels: Voxels, fit: Fit) -> Estimate:
+    def finish(self, fit: Fit) -> Estimate:
         """Return the estimate of a search: noise, standard errors, flags."""
-        quality = voxels.quality | fit.flags
-        there = usable(voxels)
-        freedom = self._count - len(self.latents)
-        sigma = None if self.sigma is None else torch.as_tensor(self.sigma, device=there.device)
-        variance, judged = noise_variance(fit.squares, freedom, there, sigma)
-        power = (voxels.signal**2).sum(1)
-        poor = poor_fit(fit.squares, power, freedom, judged)
-        quality = quality | (poor & there).to(torch.uint8) * int(Flag.POOR_FIT)
-        errors = fit.spread * variance.sqrt()
+        variance, poor = self.judge(fit)
         return collect(
             dict(zip(self.latents, fit.values, strict=True)),
-            dict(zip(self.latents, errors, strict=True)),
-            quality,
+            dict(zip(self.latents, fit.spread * variance.sqrt(), strict=True)),
+            fit.quality | poor.to(torch.uint8) * int(Flag.POOR_FIT),
         )
+
+    def judge(self, fit: Fit) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the variance of the noise in each voxel, and which fits are poor (N,)."""
+        freedom = self.protocol.count - len(self.latents)
+        there = fit.usable
+        sigma = None if self.sigma is None else torch.as_tensor(self.sigma, device=there.device)
+        variance, judged = noise_variance(fit.squares, freedom, there, sigma)
+        return variance, poor_fit(fit.squares, fit.power, freedom, judged) & there
 
     def with_steps(self, iterations: int, tolerance: float) -> NonlinearLeastSquares:
         """Return the same fit with other limits of the search."""
         return replace(self, iterations=iterations, tolerance=tolerance)
-
-    @property
-    def _count(self) -> int:
-        return self.protocol.count
 
     @property
     def _logarithmic(self) -> list[bool]:
@@ -236,7 +257,7 @@ class NonlinearLeastSquares:
         if missing:
             raise UsageError(f"no start for {missing[0]}", expected=", ".join(self.nonlinear))
         rows = torch.stack([start[n][where].to(self.dtype) for n in self.nonlinear])
-        low, high = (torch.tensor(b).to(rows)[:, None] for b in zip(*self.support.values()))  # noqa: B905
+        low, high = self._limits(rows)
         inside = ((rows >= low) & (rows <= high)).all(0)
         return torch.where(inside, rows, torch.nan)
 
@@ -262,18 +283,22 @@ class NonlinearLeastSquares:
         )
         best = settled.squares.view(-1, tries).argmin(1)
         pick = torch.arange(len(best), device=best.device) * tries + best
-        latents = self._from(settled.x[:, pick])
+        low, high = self._limits(signal)
+        latents = self._from(settled.x[:, pick]).clamp(low, high)
         variances = settled.variances[:, pick]
         slope = torch.stack([v if g else torch.ones_like(v) for v, g in self._scaled(latents)])
         flags = (~settled.converged[pick]).to(torch.uint8) * int(Flag.NOT_CONVERGED)
         flags |= settled.at_bound[pick].to(torch.uint8) * int(Flag.AT_BOUND)
         # the signal had norm 1: M0 and its error go up by the norm, noise comes down by it
         spread = torch.cat([variances[:1].sqrt(), slope * variances[1:].sqrt() / scale])
+        values = torch.cat([(settled.m0[pick] * scale)[None], latents])
         return Fit(
-            values=torch.cat([(settled.m0[pick] * scale)[None], latents]),
+            # without any M0 the latents are arbitrary
+            values=values.masked_fill(values[0] <= 0, torch.nan),
             spread=spread,
             squares=settled.squares[pick] * scale**2,
-            flags=flags,
+            power=scale**2,
+            quality=flags,
             steps=settled.steps[pick],
         )
 
@@ -292,8 +317,7 @@ class NonlinearLeastSquares:
                 self.protocol, self.nonlinear, latents, scale, {**held, **part}
             )
 
-        limits = torch.tensor(list(self.support.values())).to(signal)
-        low, high = self._to(limits[:, :1]), self._to(limits[:, 1:])
+        low, high = (self._to(limit) for limit in self._limits(signal))
         return minimise(
             model,
             signal.T.contiguous(),
@@ -303,8 +327,13 @@ class NonlinearLeastSquares:
             iterations=self.iterations,
             tolerance=self.tolerance or TOLERANCE[self.dtype],
             damping=self.damping,
-            batch=max(256, BATCH_VALUES // self._count),
+            batch=max(256, BATCH_VALUES // self.protocol.count),
         )
+
+    def _limits(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the least and the greatest latents, (p, 1) each."""
+        limits = torch.tensor(list(self.support.values()), dtype=torch.float64).to(like)
+        return limits[:, :1], limits[:, 1:]
 
     def _scaled(self, values: torch.Tensor) -> list[tuple[torch.Tensor, bool]]:
         return list(zip(values, self._logarithmic, strict=True))
@@ -318,6 +347,17 @@ class NonlinearLeastSquares:
         return torch.stack([v.exp() if g else v for v, g in self._scaled(x)])
 
 
-def usable(voxels: Voxels) -> torch.Tensor:
+def usable(quality: torch.Tensor) -> torch.Tensor:
     """Return (N,) bool: voxels with a finite signal that is not 0."""
-    return (voxels.quality & int(Flag.NO_SIGNAL | Flag.NOT_FINITE)) == 0
+    return (quality & int(Flag.NO_SIGNAL | Flag.NOT_FINITE)) == 0
+
+
+def within_reach(
+    known: Mapping[str, torch.Tensor], quality: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Return known regressors cut off at their plausible range, and flags of those cut."""
+    cut = {n: v.clamp(*QUANTITIES[n].plausible) for n, v in known.items()}
+    for name, values in known.items():
+        outside = (cut[name] != values).to(torch.uint8)
+        quality = quality | outside * int(Flag.OUTSIDE_SUPPORT)
+    return cut, quality

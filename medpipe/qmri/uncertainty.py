@@ -39,7 +39,7 @@ POOR_FIT_FLOOR = 0.01
 
 
 def chi_square(freedom: int, z: float) -> float:
-    """Return the quantile of chi-square at `z` standard deviations (0: the median)."""
+    """Return the quantile of chi-square at `z` standard deviations (0: the median), within 10 %."""
     part = 2 / (9 * freedom)
     return freedom * (1 - part + z * math.sqrt(part)) ** 3
 
