@@ -82,7 +82,9 @@ def render(labels: NDArray[np.int64], seed: int) -> tuple[NDArray, NDArray]:
     texture = ndimage.gaussian_filter(rng.standard_normal(labels.shape, dtype=np.float32), 3)
     image = ndimage.gaussian_filter(image * (1 + 0.09 * texture), 0.6)
     x, y, z = np.meshgrid(
-        *[np.linspace(-1, 1, n, dtype=np.float32) for n in labels.shape], indexing="ij"
+        *[np.linspace(-1, 1, n, dtype=np.float32) for n in labels.shape],
+        indexing="ij",
+        sparse=True,
     )
     field = sum(
         np.float32(rng.standard_normal()) * x**i * y**j * z**k
