@@ -53,6 +53,12 @@ from medpipe.types import Affine
 
 __all__ = ["BOUNDARIES", "Boundary", "RetinaParameters", "RetinaResult", "retina_surfaces"]
 
+COST_STEP = 1e-4
+"""Costs are multiples of this: rounding stays below a hundredth of the energy."""
+
+COARSE_COST_STEP = 1e-5
+"""The same on block means, whose energy is less."""
+
 
 @dataclass(frozen=True)
 class RetinaResult:
@@ -182,7 +188,8 @@ def _locate(scan: Scan) -> tuple[torch.Tensor, SurfaceResult]:
     nodes = (rank + 0.5) * step[2] - scan.step[2] / 2
     costs = _edges(shown, step[2], (UP, UP, DOWN), 2 * p.edge_um)
     gaps = (RETINA_UM, _distance(5, 8))
-    found = _cut(scan, costs, nodes, gaps, [BOUNDARIES[i] for i in (0, 5, 8)], step, 2 * p.slope)
+    chosen = [BOUNDARIES[i] for i in (0, 5, 8)]
+    found = _cut(scan, costs, nodes, gaps, chosen, step, 2 * p.slope, cost_step=COARSE_COST_STEP)
     depth = found.position_mm
     for axis in (0, 1):
         depth = _spread(depth, axis, blocks[axis], scan.values.shape[axis], axis in scan.wrap)
@@ -385,6 +392,7 @@ def _cut(
     slope: float,
     edges: torch.Tensor | None = None,
     guess: torch.Tensor | None = None,
+    cost_step: float = COST_STEP,
 ) -> SurfaceResult:
     """Return the surfaces of least cost (S, X, Y, K) at node positions (K,) in mm.
 
@@ -417,7 +425,7 @@ def _cut(
         ],
         wrap=scan.wrap,
     )
-    return optimal_surfaces(problem, step=COST_STEP, solver=scan.solver)
+    return optimal_surfaces(problem, step=cost_step, solver=scan.solver)
 
 
 def _usual(boundary: Boundary, p: RetinaParameters) -> ConvexPrior | None:
@@ -431,7 +439,3 @@ def _usual(boundary: Boundary, p: RetinaParameters) -> ConvexPrior | None:
         width_mm=(high - low) / 2,
         expected_mm=(low + high) / 2,
     )
-
-
-COST_STEP = 1e-3
-"""Costs are multiples of this: a tenth of a percent of the strongest edge."""

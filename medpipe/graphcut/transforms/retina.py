@@ -228,7 +228,7 @@ class OctLayersd(DictStep):
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ()
     writes = ()
     files = ()
