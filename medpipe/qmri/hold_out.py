@@ -20,6 +20,9 @@ LENGTH_SCALES = tuple(2.0 ** (i / 10) for i in range(-20, 21))
 """The published grid of kernel scales: 2^-2 to 2^2 in steps of a tenth of an octave."""
 RIDGES = tuple(2.0**i for i in range(-60, -19))
 """The published grid of ridges: 2^-60 to 2^-20."""
+ALIKE = 0.005
+"""Part by which scores differ that are equally good. They are flat over many octaves of both
+settings, and a larger ridge has read-outs that are smaller by orders of magnitude."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class HoldOut:
     Parameters
     ----------
     length_scale, ridge : float
-        Where the score is least.
+        The largest ridge whose score is within half a percent of the least.
     score : float
         Root-mean-square relative error of the relaxation times there.
     surface : Tensor
@@ -123,8 +126,7 @@ def search(
         features = recipe.features(scale, length_scale, count)
         rows.append(_scores(recipe, features, train.q, targets, test, ridges))
     surface = torch.stack(rows)
-    best = int(surface.nan_to_num(nan=torch.inf).argmin())
-    i, j = divmod(best, len(ridges))
+    i, j = _choose(surface, ridges)
     return HoldOut(
         float(length_scales[i]),
         float(ridges[j]),
@@ -133,6 +135,16 @@ def search(
         tuple(map(float, length_scales)),
         tuple(map(float, ridges)),
     )
+
+
+def _choose(surface: torch.Tensor, ridges: Sequence[float]) -> tuple[int, int]:
+    """Return the place of the largest ridge whose score is as good as the least."""
+    scores = surface.nan_to_num(nan=torch.inf)
+    near = (scores <= (1 + ALIKE) * scores.min()) & scores.isfinite()
+    order = torch.tensor(tuple(ridges)).to(scores)
+    largest = torch.where(near, order, torch.zeros_like(scores)).max()
+    best = int(torch.where(near & (order == largest), scores, torch.inf).argmin())
+    return divmod(best, len(ridges))
 
 
 def _scores(

@@ -9,6 +9,7 @@ import torch
 from perk_problem import PRIORS, PROTOCOL, SIGMA
 
 from medpipe.errors import UsageError
+from medpipe.qmri.hold_out import _choose
 from medpipe.qmri.perk import hold_out, train_perk
 from medpipe.qmri.priors import Uniform
 from medpipe.qmri.training import make_recipe, relative_score
@@ -58,10 +59,18 @@ def test_every_pair_has_the_score_of_its_own_training(kind):
                 total = total + ((column - truth) / truth) ** 2 / 2
             scores[i, j] = total.mean().sqrt()
     assert torch.allclose(found.surface, scores, rtol=1e-5)
-    assert found.score == pytest.approx(float(scores.min()), rel=1e-5)
     i, j = divmod(int(scores.argmin()), 4)
     assert (found.length_scale, found.ridge) == (SCALES[i], RIDGES[j])
+    assert found.score == pytest.approx(float(scores.min()), rel=1e-5)
     assert scores.max() > 1.3 * scores.min()
+
+
+def test_of_equal_scores_the_largest_ridge_is_taken():
+    ridges = (1e-12, 1e-9, 1e-6, 1e-3)
+    near = torch.tensor([[0.1000, 0.1001, 0.2, 0.3], [0.2, 0.1004, 0.1003, 0.1006]])
+    assert _choose(near, ridges) == (1, 2)
+    assert _choose(near.flip(0), ridges) == (0, 2)
+    assert _choose(torch.tensor([[math.nan, 0.3, math.inf, math.nan]]), ridges) == (0, 1)
 
 
 def test_training_takes_what_the_hold_out_finds():
