@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,8 +29,6 @@ __all__ = [
 
 QUALITY_NAMES = ("good", *reversed(list(REASONS)))
 """Names of the labels 1, 2, … of a map of quality: the higher, the more serious."""
-
-UNITS: Mapping[str, str] = {"s": "s", "1": "arbitrary", "arbitrary": "arbitrary"}
 
 
 def channels_of(image: MetaTensor) -> dict[str, torch.Tensor]:
@@ -82,21 +79,18 @@ class RelaxationMap(ArrayStep):
                 expected=" | ".join(n for n in found if n != "quality"),
                 got=self.quantity[:40],
             )
-        name = self.quantity.removesuffix("_error")
-        quantity = QUANTITIES[name]
-        error = " standard error" if name != self.quantity else ""
-        times = quantity.unit == "s"
+        quantity = QUANTITIES[self.quantity.removesuffix("_error")]
+        error = " standard error" if self.quantity.endswith("_error") else ""
         out = rewrap(image, found[self.quantity][None].nan_to_num(0.0, 0.0, 0.0))
         facts = facts_of(out)
-        sidecar = dict(facts.pop("sidecar", {})) | {"Units": UNITS[quantity.unit]}
-        facts["sidecar"] = sidecar | (
-            {"Description": f"standard error of {quantity.symbol}"} if error else {}
-        )
-        facts["display"] = {
-            "name": quantity.symbol + error,
-            "unit": "ms" if times else "",
-            "factor": 1000.0 if times else 1.0,
+        facts["sidecar"] = {
+            **facts.get("sidecar", {}),
+            "Description": f"{quantity.symbol}{error}: {quantity.description}; 0 is no value",
+            "Units": quantity.unit,
         }
+        if quantity.unit == "s":
+            name = quantity.symbol + error
+            facts["display"] = {"name": name, "unit": "ms", "factor": 1000.0}
         del facts["maps"]
         out.meta["medpipe"]["source"] = facts
         return out
