@@ -238,7 +238,7 @@ def qmri(
     seed : int
         Chooses the head and the noise.
     size : {"slab", "full"}
-        8 slices of 128 x 128, or the whole head in 256 x 256 x 160 voxels.
+        8 slices of 128 x 128, or the whole head in 256 x 256 x 160 voxels (minutes).
     protocol : list of str, optional
         Write these alone; may be repeated.
     """

@@ -8,7 +8,7 @@ check the other; noise is complex, then the magnitude is taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ __all__ = [
     "Tissue",
     "WeightedImages",
     "dess",
+    "find_protocol",
     "inversion_recovery",
     "measure",
     "mp2rage",
@@ -338,6 +339,19 @@ PROTOCOLS: Mapping[str, WeightedImages] = MappingProxyType(
 """Protocols by name; ``spgr-dess`` is that of Nataraj 2018."""
 
 
+def find_protocol(name: str) -> WeightedImages:
+    """Return a protocol by its name.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError("no such protocol", expected=" or ".join(PROTOCOLS), got=repr(name))
+    return PROTOCOLS[name]
+
+
 def measure(
     phantom: QmriPhantom, protocol: str, *, noise: float | None = None
 ) -> NDArray[np.complex128]:
@@ -356,17 +370,21 @@ def measure(
     UsageError
         If there is no such protocol.
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError("no such protocol", expected=" or ".join(PROTOCOLS), got=repr(protocol))
-    images = PROTOCOLS[protocol]
+    images = find_protocol(protocol)
     sigma = images.noise if noise is None else noise
     shape = phantom.t1_s.shape
     # the phase that coils and field give every image, which no sequence here changes
     place = [np.linspace(-1, 1, n) for n in shape[:2]]
     coil = np.exp(1j * (0.9 * place[0][:, None, None] + 0.6 * place[1][None, :, None]))
     rng = np.random.default_rng([phantom.seed, 7, list(PROTOCOLS).index(protocol)])
-    out = np.empty((len(images.sequences), *shape), np.complex128)
+    head = phantom.tissue > 0
+    maps = {
+        name: getattr(phantom, name)[head] for name in ("tissue", "t1_s", "t2_s", "m0", "kappa")
+    }
+    tissue = replace(phantom, **maps)  # signals are voxel by voxel
+    out = np.zeros((len(images.sequences), *shape), np.complex128)
     for image, sequence in zip(out, images.sequences, strict=True):
-        image[:] = sequence.signal(phantom, **sequence.settings) * coil
+        image[head] = sequence.signal(tissue, **sequence.settings)
+        image *= coil
         image += sigma * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
     return out

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medpipe.io.nifti import write_nifti
-from medpipe.phantoms.qmri import PROTOCOLS, TISSUES_3T, QmriPhantom, Sequence, measure
+from medpipe.phantoms.qmri import (
+    PROTOCOLS,
+    TISSUES_3T,
+    QmriPhantom,
+    Sequence,
+    find_protocol,
+    measure,
+)
 from medpipe.types import Volume
 
 __all__ = ["QmriCase", "write_qmri_folder"]
@@ -65,9 +72,12 @@ def write_qmri_folder(
     UsageError
         If there is no such protocol.
     """
-    measured = {name: measure(phantom, name) for name in protocols}
+    for name in protocols:
+        find_protocol(name)
     _write_truth(folder / "truth", phantom)
-    return [_write_dataset(folder / name, name, phantom, measured[name]) for name in protocols]
+    return [
+        _write_dataset(folder / name, name, phantom, measure(phantom, name)) for name in protocols
+    ]
 
 
 def _write_truth(folder: Path, phantom: QmriPhantom) -> None:
