@@ -74,6 +74,15 @@ NUMBERED: Final = frozenset({"flip", "inv", "echo", "mt", "part"})
 """Entities that tell the images of one set apart; all others must agree."""
 
 _ENTITY: Final = re.compile(r"([a-z]+)-([A-Za-z0-9+]+)\Z", re.ASCII)
+_KEYS: Final = frozenset(
+    [
+        *("sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain"),
+        *("rec", "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi"),
+        *("space", "split", "recording", "chunk", "seg", "res", "den", "label", "desc"),
+    ]
+)
+"""Entities of BIDS. Messages name them, so nothing else may pass for one: it may be a name."""
+
 _LIMIT: Final = 4 << 20
 _PARTS: Final = {
     **dict.fromkeys(("mag", "m", "magnitude"), "mag"),
@@ -115,7 +124,7 @@ def parse_image_name(path: Path) -> ImageName:
     stem = re.sub(r"\.(nii\.gz|nii|json)\Z", "", path.name, flags=re.IGNORECASE)
     *parts, suffix = stem.split("_")
     matches = [_ENTITY.match(part) for part in parts]
-    entities = {m[1]: m[2] for m in matches if m is not None}
+    entities = {m[1]: m[2] for m in matches if m is not None and m[1] in _KEYS}
     if len(entities) < len(parts) or not re.fullmatch(r"[A-Za-z0-9]+", suffix):
         return ImageName(path, {}, stem)
     return ImageName(path, entities, suffix)

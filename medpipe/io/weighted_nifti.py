@@ -178,6 +178,12 @@ def _read(
             replace(v, data=v.data.real if real else np.abs(v.data), findings=said) for v in volumes
         ]
         part = options.part
+    elif options.part == "real" and part != "real":
+        raise InputError(
+            "the image does not say that it is a real part",
+            expected="complex values, or part-real in its name",
+            hint='set part = "mag" for magnitudes',
+        )
     if member.fields is None and options.required:
         raise InputError(
             "the image has no JSON sidecar",
@@ -227,7 +233,9 @@ def _choose(folder: Path, options: NiftiOptions) -> _Choice:
         )
     members = [_member(image, folder) for image in chosen]
     part = "mag" if options.part == "signed" else options.part
-    kept = [m for m in members if (m.part or "mag") == part]
+    # what does not say its part is a magnitude, or complex, which shows when it is read
+    unsaid = part == "mag" or not any(m.part == part for m in members)
+    kept = [m for m in members if m.part == part or (m.part is None and unsaid)]
     if not kept:
         raise InputError(
             f"the folder holds no {_PART_NAMES[part]} images", got=f"{len(members)} others"

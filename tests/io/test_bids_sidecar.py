@@ -55,6 +55,7 @@ def test_any_name_is_read(name):
         ("echo-10_MESE.NII", {"echo": "10"}, "MESE"),
         ("VFA.json", {}, "VFA"),
         ("MUSTERMANN_VFA.nii", {}, "MUSTERMANN_VFA"),
+        ("mueller-3_VFA.nii", {}, "mueller-3_VFA"),
         ("sub-01_T1w (1).nii", {}, "sub-01_T1w (1)"),
     ],
 )

@@ -188,6 +188,10 @@ def test_complex_images_give_their_magnitude_or_real_part(tmp_path: Path):
     real = LoadWeighted(part="real")(tmp_path / "a.nii")
     assert real.unique().tolist() == [3.0]
     assert settings(real)[0]["complex_part"] == "real"
+    assert LoadWeighted(part="real")(tmp_path).unique().tolist() == [3.0]
+    write(tmp_path / "a.nii", 5.0)
+    with pytest.raises(InputError, match="image 1 of 1: the image does not say that it is a real"):
+        LoadWeighted(part="real")(tmp_path / "a.nii")
 
 
 def test_phase_images_of_plain_names_are_known_by_their_image_type(tmp_path: Path):
@@ -236,6 +240,15 @@ def test_several_runs_have_to_be_told_apart(tmp_path: Path):
         LoadWeighted()(tmp_path)
     chosen = LoadWeighted(entities={"run": "2"})(tmp_path)
     assert chosen[:, 0, 0, 0].tolist() == [21.0, 22.0]
+
+
+def test_a_name_that_looks_like_an_entity_is_never_quoted(tmp_path: Path):
+    for number in (1, 2):
+        name = f"mustermann-{number}_flip-{number}_VFA.nii"
+        write(tmp_path / name, 1.0, {"FlipAngle": number, "RepetitionTime": 0.01})
+    image = LoadWeighted(suffix="VFA")(tmp_path)  # taken as plain names
+    assert "weighted.order" in checks(image)
+    assert "mustermann" not in json.dumps(image.meta["medpipe"])
 
 
 def test_two_subjects_are_no_set(tmp_path: Path):
