@@ -347,10 +347,18 @@ def resample_costs(
 def _gaps(regular: torch.Tensor) -> torch.Tensor:
     """Return the distances of neighbouring nodes, (..., K - 1), all above 0."""
     if regular.ndim < 1 or regular.shape[-1] < 3:
-        raise StepError("a column needs three nodes or more to displace them")
+        raise StepError(
+            "a column has too few nodes to displace them",
+            expected="three or more",
+            got=str(regular.shape[-1]),
+        )
     gaps = regular.diff(dim=-1)
     if not bool((gaps > 0).all()):
-        raise StepError("the positions of the nodes do not increase", expected="gaps above 0 mm")
+        raise StepError(
+            "the positions of the nodes do not increase",
+            expected="gaps above 0 mm",
+            got=f"{float(gaps.min()):g} mm",
+        )
     return gaps
 
 

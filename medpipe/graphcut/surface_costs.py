@@ -165,7 +165,11 @@ def gradient_cost(
         If a length is not positive or the direction is unknown.
     """
     if direction not in ("dark_to_bright", "bright_to_dark", "either"):
-        raise UsageError("the direction of the edge is unknown", got=str(direction))
+        raise UsageError(
+            "the direction of the edge is unknown",
+            expected="dark_to_bright, bright_to_dark or either",
+            got=str(direction)[:40],
+        )
     valid = valid_columns(columns)
     slope = edge_slope(columns, step_mm, sigma_mm=sigma_mm, between=between)
     if direction == "either":
@@ -259,7 +263,12 @@ def probability_cost(probability: torch.Tensor, *, floor: float = 1e-4) -> torch
         raise UsageError("floor is out of range", expected="between 0 and 1", got=f"{floor:g}")
     p = fill_missing(probability)
     if bool((p < 0).any()):
-        raise StepError("a probability is negative", hint="pass the output after softmax")
+        raise StepError(
+            "a probability is negative",
+            expected="0 or more",
+            got=f"{float(p.min()):g}",
+            hint="pass the output after softmax",
+        )
     total = p.sum(-1, keepdim=True)
     cost = -torch.log((p / total.clamp(min=torch.finfo(p.dtype).tiny)).clamp(min=floor))
     return torch.where(total > 0, cost, torch.zeros_like(cost))
@@ -284,7 +293,11 @@ def gaussian_cost(
     """
     given = torch.isfinite(mean_mm) & torch.isfinite(sd_mm)
     if bool((sd_mm[given] <= 0).any()):
-        raise StepError("a predicted standard deviation is not positive", expected="> 0 mm")
+        raise StepError(
+            "a predicted standard deviation is not positive",
+            expected="above 0 mm",
+            got=f"{float(sd_mm[given].min()):g} mm",
+        )
     mean = torch.where(given, mean_mm, torch.zeros_like(mean_mm))[..., None]
     sd = torch.where(given, sd_mm, torch.ones_like(sd_mm))[..., None]
     return torch.where(given[..., None], 0.5 * ((positions_mm - mean) / sd) ** 2, 0.0)
