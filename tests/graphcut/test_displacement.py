@@ -258,7 +258,7 @@ def test_nodes_out_of_order_are_refused_by_name_or_repaired():
         (lambda: displace(torch.arange(4.0), torch.zeros(3)), "displacement is unusable"),
         (lambda: displace(torch.arange(4.0), torch.full((4,), torch.nan)), "unusable"),
         (lambda: displace(torch.zeros(4), torch.zeros(4)), "do not increase"),
-        (lambda: displace(torch.zeros(2), torch.zeros(2)), "three nodes"),
+        (lambda: displace(torch.zeros(2), torch.zeros(2)), "too few nodes"),
         (lambda: displace(torch.arange(4.0), torch.zeros(4), min_gap=0), "min_gap"),
         (lambda: parabola_displacement(torch.zeros(3, 4), torch.arange(5.0)), "do not fit"),
         (lambda: parabola_displacement(torch.zeros(4), torch.arange(4.0), fit="x"), "unknown fit"),
