@@ -120,11 +120,12 @@ def render(
     elif display is not None:
         window = quantity_window(stats, display)
     labels, legend, slices_box, centre, more = _labels(overlay, chosen, fov, inside)
+    labels, marked = _marked(labels, legend, overlay)
     layout = plan_layout(volume, fov, inside, slices_box, centre, int(chosen["slices"]))
     mosaic = draw_mosaic(
         volume, labels, layout, window,
         title=window.text(), notes=[_grid_text(volume), *notes],
-        legend=[(e["label"], _legend_text(e)) for e in legend], banner=_banner(stats),
+        legend=[(e["label"], _legend_text(e)) for e in marked], banner=_banner(stats),
         colours=None if display is None else COLOURS,
     )  # fmt: skip
     data |= {
@@ -269,6 +270,25 @@ def _labels(
         return labels, entries, inside, middle, flags
     centre = centre_of(labels, marked)
     return labels, entries, np.stack([low, high], 1), middle if centre is None else centre, flags
+
+
+def _marked(
+    labels: Canonical | None, legend: list[dict[str, Any]], overlay: MetaTensor | None
+) -> tuple[Canonical | None, list[dict[str, Any]]]:
+    """Return labels and legend without those that their image wants unmarked.
+
+    A map of quality says ``source["display"] = {"unmarked": [1]}``: what is good stays
+    as it is.
+    """
+    shown = {} if overlay is None else _facts(overlay).get("display")
+    plain = shown.get("unmarked") if isinstance(shown, Mapping) else None
+    if labels is None or not isinstance(plain, list):
+        return labels, legend
+    data = labels.data
+    for value in plain:
+        data = data.masked_fill(data == value, 0)
+    kept = [entry for entry in legend if entry["label"] not in plain]
+    return Canonical(data, labels.affine), kept
 
 
 def _finish(

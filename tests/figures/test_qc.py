@@ -506,3 +506,19 @@ def test_colours_rise_in_lightness() -> None:
     light = COLOURS.astype(float) @ np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(light) >= -0.5).all()
     assert light[-1] - light[0] > 200
+
+
+def test_labels_that_want_no_mark_have_none() -> None:
+    labels = np.zeros(SHAPE, np.float32)
+    labels[10:30, 10:40, 8:24] = 1
+    labels[18:22, 20:30, 12:20] = 2
+    image, overlay = meta(head(), ras_affine()), meta(labels, ras_affine())
+    whole = qc.render("mosaic", image, overlay=overlay)
+    overlay.meta["medpipe"] = {"source": {"display": {"unmarked": [1]}}}
+    some = qc.render("mosaic", image, overlay=overlay)
+    assert some.data["labels"] == whole.data["labels"]  # counted all the same
+    panel = next(p for p in some.data["panels"] if p["full_fov"] and p["view"] == "axial")
+    for mm, coloured in (((-15.0, 0.0, 0.0), False), ((0.0, 0.0, 0.0), True)):
+        x, y = pixel_of(panel, np.array(mm))
+        pixel = picture(some)[round(y), round(x)].astype(int)
+        assert (np.ptp(pixel) > 5) == coloured
