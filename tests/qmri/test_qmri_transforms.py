@@ -219,8 +219,7 @@ def test_where_is_fitted(vfa: tuple[Protocol, MetaTensor]) -> None:
     mask[0, 1:5] = 2
     masked = FitLeastSquares(protocol)(scan, meta(mask))
     assert bool(((channels_of(masked)["quality"] >= 0) == (mask[0] > 0)).all())
-    share = float((mask > 0).float().mean())
-    assert f"({share:.1%})" in messages(masked, "qmri.region")[0]
+    assert "120 voxels (33.3 %), those within the mask" in messages(masked, "qmri.region")[0]
 
 
 def test_voxels_without_an_answer_are_told_apart(vfa: tuple[Protocol, MetaTensor]) -> None:
@@ -323,7 +322,7 @@ def test_the_table_has_a_row_for_each_label(fitted: MetaTensor) -> None:
     got = [row[f"t1_s_{name}"] for name in ("p25", "median", "p75")]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     assert row["voxels"] == 4 * 10 * 3
-    assert row["voxels_without_answer"] == row["flag_not_finite"] == 0
+    assert row["voxels_without_answer"] == row["voxels_not_finite"] == 0
     assert list(RelaxationTable()(fitted)) == ["all"]
     whole = meta(torch.ones(1, *SHAPE))
     assert list(RelaxationTable()(fitted, whole)) == ["all"]  # one label is the region
@@ -341,7 +340,7 @@ def test_a_region_without_an_answer_is_null(vfa: tuple[Protocol, MetaTensor]) ->
     maps = FitLeastSquares(protocol)(meta(broken), meta(labels))
     row: dict[str, Any] = RelaxationTable()(maps, meta(labels))["1"]  # type: ignore[assignment]
     assert row["t1_s_median"] is None
-    assert row["voxels_without_answer"] == row["flag_not_finite"] == row["voxels"] == 120
+    assert row["voxels_without_answer"] == row["voxels_not_finite"] == row["voxels"] == 120
 
 
 def test_settings_come_from_the_headers(vfa: tuple[Protocol, MetaTensor]) -> None:
@@ -500,3 +499,23 @@ def test_steps_are_described_from_their_source(name: str) -> None:
     step = describe_step(name)
     assert step.summary
     assert all(p.help for p in step.parameters)
+
+
+def test_images_are_left_out_by_number() -> None:
+    protocol = protocol_of(MESE)
+    scan = images(protocol)
+    settings = [{"echo_time_s": 0.01 * i, "suffix": "MESE"} for i in range(1, 9)]
+    spoilt = scan.as_tensor().clone()
+    spoilt[0] *= 0.5
+    whole = meta(spoilt, acquisitions=settings)
+    found = FitRelaxation(model="spin_echo", leave_out=[1])(whole)
+    later = protocol_of({**MESE, "echo_time_s": MESE["echo_time_s"][1:]})
+    expected = FitRelaxation(later)(meta(spoilt[1:]))
+    torch.testing.assert_close(found.as_tensor(), expected.as_tensor())
+    assert "of 8 images 1 was left out: number 1" in messages(found)
+    given = FitRelaxation(later, leave_out=[1])(whole)  # the protocol describes the others
+    torch.testing.assert_close(given.as_tensor(), expected.as_tensor())
+    assert "expected some of 1 to 8, got 9" in refused(
+        lambda: FitRelaxation(model="spin_echo", leave_out=[9])(whole)
+    )
+    assert "from 1" in refused(lambda: FitRelaxation(model="spin_echo", leave_out=[0]))

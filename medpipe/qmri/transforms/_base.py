@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.transforms.estimators import Method
 from medpipe.qmri.transforms.protocols import ProtocolSource
 from medpipe.qmri.transforms.provenance import describe_fit, with_facts
-from medpipe.qmri.transforms.region import kappa_on, region_of, weighted_images
+from medpipe.qmri.transforms.region import kappa_on, region_of, weighted_images, without_images
 from medpipe.steps._base import ArrayStep, DictStep, as_image, read_key, rewrap
 
 __all__ = ["Fit", "Fitd", "Range"]
@@ -31,6 +31,7 @@ class Fit(ArrayStep):
     source: ProtocolSource
     method: Method
     noise_sigma: float | None
+    leave_out: frozenset[int]
 
     def set_up(
         self,
@@ -38,13 +39,17 @@ class Fit(ArrayStep):
         model: str | None,
         noise_sigma: float | None,
         method: Method,
+        leave_out: Sequence[int] = (),
     ) -> None:
         """Note where the protocol comes from and how values are estimated."""
+        if min(leave_out, default=1) < 1:
+            raise UsageError("leave_out is wrong", expected="numbers of images, from 1")
         if noise_sigma is not None and not 0 < noise_sigma < float("inf"):
             raise UsageError("noise_sigma is wrong", expected="a number above 0")
         self.source = ProtocolSource(protocol, model)
         self.noise_sigma = noise_sigma
         self.method = method
+        self.leave_out = frozenset(leave_out)
 
     def __call__(self, img: Any, mask: Any = None, b1: Any = None) -> MetaTensor:
         """Return maps (C, I, J, K) as float32, named in ``source["maps"]``.
@@ -72,9 +77,10 @@ class Fit(ArrayStep):
         StepError, InputError, UsageError
             If images, mask, map of B1 and protocol do not fit each other.
         """
-        protocol = self.source.of(as_image(img))
-        image, notes = weighted_images(img, protocol)
-        notes += self.source.doubts(protocol, image)
+        taken, notes = without_images(as_image(img), self.leave_out)
+        protocol = self.source.of(taken)
+        image, said = weighted_images(taken, protocol)
+        notes += [*said, *self.source.doubts(protocol, image)]
         if b1 is not None and "kappa" not in protocol.knowns:
             raise StepError(
                 "a B1 map is given, but no signal of the protocol depends on it",

@@ -202,6 +202,8 @@ class Method:
         if name == "least_squares":
             return NonlinearLeastSquares(protocol, bounds, sigma=known_sigma)
         perk = self._perk(protocol, signal, sigma, scaled)
+        if sigma is not None:
+            perk = perk.with_noise(sigma)
         return perk if name == "perk" else Hybrid(perk, bounds=bounds, sigma=known_sigma)
 
     def _perk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from monai.config.type_definitions import KeysCollection
@@ -32,6 +33,8 @@ class FitRelaxation(Fit):
         Where values are searched, and what PERK is trained for.
     trained : path, optional
         A PERK model to use instead of training one.
+    leave_out : list of int
+        Numbers of images, from 1, that are not fitted; the protocol describes the others.
     seed : int
         Of the training.
     """
@@ -46,10 +49,13 @@ class FitRelaxation(Fit):
         t2_range_s: Range = None,
         t2star_range_s: Range = None,
         trained: str | None = None,
+        leave_out: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         ranges = make_ranges(t1_s=t1_range_s, t2_s=t2_range_s, t2star_s=t2star_range_s)
-        self.set_up(protocol, model, noise_sigma, Method(estimator, ranges, trained, seed))
+        self.set_up(
+            protocol, model, noise_sigma, Method(estimator, ranges, trained, seed), leave_out
+        )
 
 
 class FitRelaxationd(Fitd):
@@ -84,6 +90,8 @@ class FitRelaxationd(Fitd):
         The same for T2*.
     trained : str, optional
         Path of a PERK model to use instead of training one.
+    leave_out : list of int, optional
+        Numbers of images, from 1, that are not fitted; the protocol describes the others.
     seed : int
         Of the training.
     allow_missing_keys : bool
@@ -110,6 +118,7 @@ class FitRelaxationd(Fitd):
         t2_range_s: list[float] | None = None,
         t2star_range_s: list[float] | None = None,
         trained: str | None = None,
+        leave_out: list[int] | None = None,
         seed: int = 0,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -124,6 +133,7 @@ class FitRelaxationd(Fitd):
             t2_range_s,
             t2star_range_s,
             trained,
+            leave_out or (),
             seed,
         )
 

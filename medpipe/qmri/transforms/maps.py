@@ -148,12 +148,9 @@ class QualityMap(ArrayStep):
         del facts["maps"]
         facts.pop("sidecar", None)
         made.meta["medpipe"]["source"] = facts
-        return with_facts(made, {"labels": dict(enumerate_names())})
-
-
-def enumerate_names() -> list[tuple[str, str]]:
-    """Return label and name of each quality, as JSON has them."""
-    return [(str(label), name.replace("_", " ")) for label, name in enumerate(QUALITY_NAMES, 1)]
+        names = {str(n): name.replace("_", " ") for n, name in enumerate(QUALITY_NAMES, 1)}
+        # in pictures good voxels stay as they are, and all others stand out
+        return with_facts(made, {"labels": names, "display": {"unmarked": [1]}})
 
 
 class QualityMapd(DictStep):

@@ -12,7 +12,7 @@ from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.transforms.estimators import DESCRIPTIONS, Method
 from medpipe.types import Finding, Severity
 
-__all__ = ["REASONS", "describe_fit", "facts_of", "with_facts"]
+__all__ = ["REASONS", "describe_fit", "facts_of", "percent", "with_facts"]
 
 REASONS: Mapping[str, str] = {
     "not_finite": "a measured value is NaN or infinite",
@@ -95,7 +95,7 @@ def _scaling_notes(
     if not scaled:
         return [_info("qmri.b1", "flip angles taken as nominal: no B1 map was given")]
     missing = estimate.counts.get("kappa_missing", 0)
-    text = f"flip angles scaled by the B1 map in {_percent(voxels - missing, voxels)} of the voxels"
+    text = f"flip angles scaled by the B1 map in {percent(voxels - missing, voxels)} of the voxels"
     if not missing:
         return [_info("qmri.b1", text)]
     text += f"; in {missing} it has no value (0 or NaN) and they were taken as nominal"
@@ -105,17 +105,17 @@ def _scaling_notes(
 def _quality_notes(estimate: Estimate, voxels: int) -> list[Finding]:
     good = int((estimate.quality == 0).sum())
     none = int(next(iter(estimate.values.values())).isnan().sum())
-    text = f"{_percent(good, voxels)} of the fitted voxels carry no flag"
+    text = f"{percent(good, voxels)} of the fitted voxels carry no flag"
     notes = [_info("qmri.quality", f"{text}; {none} have no answer")]
     for name, reason in REASONS.items():
         count = estimate.counts.get(name, 0)
         if count and name != "kappa_missing":
-            said = f"{count} voxels ({_percent(count, voxels)}): {reason}"
+            said = f"{count} voxel{'' if count == 1 else 's'} ({percent(count, voxels)}): {reason}"
             notes.append(Finding(f"qmri.{name}", _severity(count, voxels), said))
     return notes
 
 
-def _percent(count: int, total: int) -> str:
+def percent(count: int, total: int) -> str:
     """Return a share; one that is not all or nothing never reads so."""
     share = 100 * count / max(total, 1)
     if 0 < share < 0.1:

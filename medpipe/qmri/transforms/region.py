@@ -10,11 +10,12 @@ from monai.data.meta_tensor import MetaTensor
 from medpipe.errors import StepError
 from medpipe.geometry import same_grid
 from medpipe.qmri.protocol import Protocol
+from medpipe.qmri.transforms.provenance import facts_of, percent, with_facts
 from medpipe.steps._base import affine_of, as_image, mask_of, quantiles, rewrap
 from medpipe.steps.spatial import Resample
 from medpipe.types import Finding, Severity
 
-__all__ = ["kappa_on", "region_of", "signal_level", "weighted_images"]
+__all__ = ["kappa_on", "region_of", "signal_level", "weighted_images", "without_images"]
 
 NOISE_MARGIN = 4.0
 """A voxel has a signal where its mean square is so many standard deviations above that of noise."""
@@ -58,6 +59,36 @@ def weighted_images(img: Any, protocol: Protocol) -> tuple[MetaTensor, list[Find
             expected="a weighted image",
         )
     return image, notes
+
+
+def without_images(
+    image: MetaTensor, leave_out: frozenset[int]
+) -> tuple[MetaTensor, list[Finding]]:
+    """Return the images (D, I, J, K) and their settings without those of some numbers, from 1.
+
+    Raises
+    ------
+    StepError
+        If there is no such image, or none is left.
+    """
+    if not leave_out:
+        return image, []
+    kept = [i for i in range(len(image)) if i + 1 not in leave_out]
+    if max(leave_out) > len(image) or not kept:
+        raise StepError(
+            "an image to leave out is not there, or none is left",
+            expected=f"some of 1 to {len(image)}",
+            got=", ".join(map(str, sorted(leave_out))),
+        )
+    out = rewrap(image, image.as_tensor()[kept])
+    settings = facts_of(image).get("acquisitions")
+    if settings and len(settings) == len(image):
+        out = with_facts(out, {"acquisitions": [settings[i] for i in kept]})
+    numbers = ", ".join(map(str, sorted(leave_out)))
+    text = f"of {len(image)} images {len(leave_out)} was left out: number {numbers}"
+    if len(leave_out) > 1:
+        text = f"of {len(image)} images {len(leave_out)} were left out: numbers {numbers}"
+    return out, [Finding(CHECK, Severity.INFO, text)]
 
 
 def signal_level(images: torch.Tensor) -> torch.Tensor:
@@ -107,11 +138,10 @@ def region_of(
 
 
 def _say(chosen: torch.Tensor, what: str) -> Finding:
-    share = float(chosen.double().mean())
-    return Finding(
-        CHECK, Severity.INFO, f"fitted {int(chosen.sum())} voxels ({share:.1%}), those {what};"
-        " maps are 0 elsewhere and where there is no answer"
-    )  # fmt: skip
+    count = int(chosen.sum())
+    text = f"fitted {count} voxels ({percent(count, chosen.numel())}), those {what};"
+    text += " maps are 0 elsewhere and where there is no answer"
+    return Finding(CHECK, Severity.INFO, text)
 
 
 def kappa_on(image: MetaTensor, b1: Any) -> torch.Tensor:

@@ -26,10 +26,10 @@ class RelaxationTable(ArrayStep):
     def __call__(self, maps: Any, labels: Any = None) -> dict[str, Json]:
         """Return a row ``all`` for the region, and one per label if there are several.
 
-        A row holds ``voxels``, ``voxels_without_flag``, ``voxels_without_answer``; for each
-        quantity median and quartiles over the voxels that have an answer, flagged or
-        not (``t1_s_median``), and the median standard error; and one count per reason of
-        a flag (``flag_at_bound``). A quantity without a value is null.
+        A row holds ``voxels``, ``voxels_without_flag``, ``voxels_without_answer`` and one
+        count per reason of a flag (``voxels_at_bound``); for each quantity median and
+        quartiles over the voxels that have an answer, flagged or not (``t1_s_median``),
+        and the median standard error. A quantity without a value is null.
 
         Raises
         ------
@@ -68,6 +68,7 @@ def _row(flat: Mapping[str, torch.Tensor], where: torch.Tensor) -> dict[str, Jso
         "voxels": quality.numel(),
         "voxels_without_flag": int((quality == 0).sum()),
         "voxels_without_answer": int((~answered).sum()),
+        **{f"voxels_{name}": count for name, count in count_flags(quality).items()},
     }
     for name in quantities:
         values = flat[name][where]
@@ -75,7 +76,7 @@ def _row(flat: Mapping[str, torch.Tensor], where: torch.Tensor) -> dict[str, Jso
         if f"{name}_error" in flat:
             error = _quartiles("error", flat[f"{name}_error"][where])
             row[f"{name}_error_median"] = error["error_median"]
-    return row | {f"flag_{name}": count for name, count in count_flags(quality).items()}
+    return row
 
 
 def _quartiles(name: str, values: torch.Tensor) -> dict[str, Json]:
