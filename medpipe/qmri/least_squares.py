@@ -274,15 +274,18 @@ class NonlinearLeastSquares:
         if begin is None and not isinstance(self.start, str):
             begin = torch.tensor([[self.start[n]] for n in self.nonlinear]).to(signal)
             begin = begin.expand(-1, len(signal))
-        values, signs = starts.of(unit, known, begin)
-        tries = values.shape[2]
+        values, signs, tried = starts.of(unit, known, begin)
+        voxel, number = tried.nonzero().unbind(1)
         settled = self._minimise(
-            (unit[:, None] * signs).flatten(0, 1),
-            {k: v.repeat_interleave(tries) for k, v in known.items()},
-            values.flatten(1),
+            unit[voxel] * signs[voxel, number],
+            {k: v[voxel] for k, v in known.items()},
+            values[:, voxel, number],
         )
-        best = settled.squares.view(-1, tries).argmin(1)
-        pick = torch.arange(len(best), device=best.device) * tries + best
+        squares = torch.full_like(tried, torch.inf, dtype=signal.dtype)
+        squares[voxel, number] = settled.squares
+        place = torch.zeros_like(tried, dtype=torch.long)
+        place[voxel, number] = torch.arange(len(voxel), device=voxel.device)
+        pick = place.gather(1, squares.argmin(1, keepdim=True))[:, 0]
         low, high = self._limits(signal)
         latents = self._from(settled.x[:, pick]).clamp(low, high)
         variances = settled.variances[:, pick]

@@ -18,6 +18,10 @@ SIZES = {1: (256,), 2: (96, 20), 3: (48, 16, 8)}
 TRIES = 3
 """Patterns of signs that are tried, the most likely ones."""
 
+HOPELESS = 0.03
+"""A pattern whose best atom leaves by this much more of the squared signal than the best of
+all is not tried: the steps of the grid cost an atom less than that."""
+
 KAPPA_WIDTH = 0.1
 
 
@@ -45,8 +49,8 @@ class Starts:
         unit: torch.Tensor,
         known: Mapping[str, torch.Tensor],
         begin: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return starts and signs of N voxels.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return starts, signs and which of them to try, for N voxels.
 
         Parameters
         ----------
@@ -63,22 +67,26 @@ class Starts:
             (p, N, K), K starts per voxel.
         signs : Tensor
             (N, K, D), what to multiply the measured values by.
+        tried : Tensor
+            (N, K) bool, at least one in each voxel.
         """
         if begin is None:
             return self._search(unit, known)
         values, signs = self._around(unit, known, begin)
+        tried = torch.ones_like(signs[:, :, 0], dtype=torch.bool)
         absent = begin.isnan().any(0).nonzero()[:, 0]
         if absent.numel():
-            found, turned = self._search(unit[absent], {k: v[absent] for k, v in known.items()})
+            maps = {k: v[absent] for k, v in known.items()}
+            found, turned, _ = self._search(unit[absent], maps)
             # a voxel of the dictionary may have fewer patterns than starts, or more
             take = [min(k, found.shape[2] - 1) for k in range(values.shape[2])]
             values[:, absent] = found[:, :, take]
             signs[absent] = turned[:, take]
-        return values, signs
+        return values, signs, tried
 
     def _search(
         self, unit: torch.Tensor, known: Mapping[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         kappa = known.get("kappa")
         if kappa is None:
             return self._nearest(unit, self._atoms(unit, 1.0))
@@ -87,19 +95,26 @@ class Starts:
         tries = min(TRIES, max(len(t.ends) for t in tables))
         values = unit.new_empty(len(self.latents), unit.shape[0], tries)
         signs = unit.new_empty(unit.shape[0], tries, unit.shape[1])
+        tried = torch.zeros(unit.shape[0], tries, dtype=torch.bool, device=unit.device)
         for number, table in enumerate(tables):
             rows = (which == number).nonzero()[:, 0]
-            found, turned = self._nearest(unit[rows], table)
-            take = [min(k, found.shape[2] - 1) for k in range(tries)]
+            found, turned, some = self._nearest(unit[rows], table)
+            count = found.shape[2]
+            take = [min(k, count - 1) for k in range(tries)]
             values[:, rows], signs[rows] = found[:, :, take], turned[:, take]
-        return values, signs
+            tried[rows, :count] = some
+        return values, signs, tried
 
     @staticmethod
-    def _nearest(unit: torch.Tensor, atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return starts (p, N, K) and signs (N, K, D) of the best patterns."""
+    def _nearest(
+        unit: torch.Tensor, atoms: Atoms
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return starts (p, N, K), signs (N, K, D) and hopes (N, K) of the best patterns."""
         scores, chosen = best_atoms(atoms, unit)
-        best = scores.topk(min(TRIES, scores.shape[1]), 1).indices
-        return atoms.values[:, chosen.gather(1, best)], atoms.signs[best]
+        top, best = scores.topk(min(TRIES, scores.shape[1]), 1)
+        fits = top.clamp_min(0) ** 2
+        tried = fits >= fits[:, :1] - HOPELESS
+        return atoms.values[:, chosen.gather(1, best)], atoms.signs[best], tried
 
     def _around(
         self, unit: torch.Tensor, known: Mapping[str, torch.Tensor], begin: torch.Tensor
