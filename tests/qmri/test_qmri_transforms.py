@@ -357,6 +357,9 @@ def test_settings_come_from_the_headers(vfa: tuple[Protocol, MetaTensor]) -> Non
     wrong = meta(scan.as_tensor(), acquisitions=[s | {"repetition_time_s": 0.02} for s in settings])
     (text,) = [m for m in messages(FitLeastSquares(protocol)(wrong)) if "headers" in m]
     assert "repetition_time_s is 0.015 in the protocol file and 0.02" in text
+    last = [*settings[:2], settings[2] | {"repetition_time_s": 0.02}]
+    (text,) = messages(FitLeastSquares(protocol)(meta(scan.as_tensor(), acquisitions=last)))[:1]
+    assert "0.015, 0.015, 0.02 in the headers" in text
     both = protocol_of(SPGR, DESS)
     dess = {"flip_angle_deg": 30, "repetition_time_s": 0.0175, "echo_time_s": 0.003}
     more = meta(

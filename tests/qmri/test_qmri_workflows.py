@@ -290,3 +290,31 @@ def test_the_count_of_the_protocol_is_that_of_the_images(
     assert "there is no file" in capsys.readouterr().err
     assert invoke([*run, "fit.estimator=best"]) == 2
     assert "fit.estimator" in capsys.readouterr().err
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("workflow", "series", "spheres"),
+    [
+        # T1 below the shortest inversion time and T2 of 1.9 s are not in these images
+        ("qmri-t1-ir", "T1/site3_ge/plate5", range(1, 13)),
+        ("qmri-t2-mese", "T2/site3_ge/plate5", range(2, 14)),
+    ],
+)
+def test_dicom_of_a_phantom_gives_the_stored_values(
+    real_data: Path, tmp_path: Path, workflow: str, series: str, spheres: range
+) -> None:
+    root = real_data / "qmri" / "phantom_relaxometry"
+    kind, name = series.split("/", 1)
+    stored = json.loads((root / "reference_values.json").read_text())[kind][name]["values"]
+    centres = json.loads((Path(__file__).parent / "phantom_spheres.json").read_text())["spheres"]
+    out = tmp_path / "out"
+    assert invoke(["run", workflow, str(root / series), str(out), "--case-id", "c1"]) == 0
+    found = voxels(out / "cases" / "c1" / f"{kind}map.nii.gz")[..., 0]
+    quality = voxels(out / "cases" / "c1" / "quality.nii.gz")[..., 0]
+    for sphere in spheres:
+        row, column = centres[series][sphere - 1]
+        # columns of the image run to the patient's left, the first axis of the volume
+        here = (slice(column - 2, column + 3), slice(row - 2, row + 3))
+        median_ms = np.median(found[here][quality[here] > 0]) * 1000
+        assert median_ms == pytest.approx(stored[sphere - 1], rel=0.02, abs=1.0), f"sphere {sphere}"

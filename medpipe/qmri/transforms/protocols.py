@@ -97,8 +97,8 @@ class ProtocolSource:
 
 def _thinned(found: list[float], values: tuple[float, ...]) -> list[float]:
     """Return one of the values that the echoes of one excitation have in common."""
-    per = len(found) // len(values)
-    return found[::per] if per > 1 else found
+    per = len(found) // len(values) if len(values) > 1 else 1
+    return found[::per]
 
 
 def _check_kind(settings: list[Mapping[str, Any]], model: str) -> None:

@@ -25,6 +25,10 @@ REASONS: Mapping[str, str] = {
 }
 """Name of a flag → what it means, the most serious first."""
 
+NAMES: Mapping[str, str] = {name: name.replace("_", " ") for name in DESCRIPTIONS} | {
+    "perk": "PERK"
+}
+
 MANY = 0.05
 """Share of flagged voxels from which a finding is a warning."""
 
@@ -72,7 +76,7 @@ def describe_fit(
         },
     }
     notes = [
-        _info("qmri.protocol", f"{used.replace('_', ' ')} fit of {', '.join(protocol.labels)}"),
+        _info("qmri.protocol", f"{NAMES[used]} fit of {', '.join(protocol.labels)}"),
         *_noise_notes(sigma, sigma_given),
         *_scaling_notes(protocol, estimate, voxels, scaled),
         *_quality_notes(estimate, voxels),
