@@ -10,7 +10,7 @@ import torch
 from medpipe.errors import UsageError
 from medpipe.qmri.atoms import Atoms, best_atoms, kappa_bins, make_atoms, mesh
 from medpipe.qmri.estimate import Estimate, Flag, Voxels, check_voxels, collect
-from medpipe.qmri.least_squares import NonlinearLeastSquares, usable, within_reach
+from medpipe.qmri.least_squares import NonlinearLeastSquares, check_ranges, usable, within_reach
 from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.quantities import QUANTITIES
 from medpipe.qmri.uncertainty import noise_variance, poor_fit
@@ -52,7 +52,8 @@ class DictionarySearch:
     Raises
     ------
     UsageError
-        For a name that is no latent of the protocol, or more than 4 million atoms.
+        For a name that is no latent of the protocol, a range that holds nothing, or more
+        than 4 million atoms.
     """
 
     protocol: Protocol
@@ -68,6 +69,7 @@ class DictionarySearch:
                     raise UsageError(
                         f"{name} is no latent of the protocol", expected=", ".join(self.latents[1:])
                     )
+        check_ranges(self.ranges)
         if not 0 < self.kappa_width <= 0.5:
             raise UsageError("kappa_width is wrong", expected="a fraction up to 0.5")
         atoms = 1

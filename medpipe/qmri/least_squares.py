@@ -123,7 +123,8 @@ class NonlinearLeastSquares:
     ------
     UsageError
         If the protocol measures fewer values than are unknown, or a bound or a fixed
-        value belongs to no latent of the protocol.
+        value belongs to no latent of the protocol, bounds hold nothing, or a latent has
+        no start.
     """
 
     protocol: Protocol
@@ -159,6 +160,15 @@ class NonlinearLeastSquares:
             )
         if not self.nonlinear:
             raise UsageError("every latent is fixed", expected="at least one to search")
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        """Refuse bounds that hold nothing, and a start without a value for each latent."""
+        check_ranges(self.support)
+        if not isinstance(self.start, str):
+            missing = [n for n in self.nonlinear if n not in self.start]
+            if missing:
+                raise UsageError(f"no start for {missing[0]}", expected=", ".join(self.nonlinear))
 
     @property
     def latents(self) -> tuple[str, ...]:
@@ -353,6 +363,24 @@ class NonlinearLeastSquares:
 def usable(quality: torch.Tensor) -> torch.Tensor:
     """Return (N,) bool: voxels with a finite signal that is not 0."""
     return (quality & int(Flag.NO_SIGNAL | Flag.NOT_FINITE)) == 0
+
+
+def check_ranges(support: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse ranges that hold nothing, and a time of 0 or below.
+
+    Raises
+    ------
+    UsageError
+        Names the latent.
+    """
+    for name, (low, high) in support.items():
+        least = 0.0 if name in LINEAR else torch.finfo(torch.float32).tiny
+        if not least <= low < high < float("inf"):
+            raise UsageError(
+                f"the bounds of {name} are wrong",
+                expected="low below high" if name in LINEAR else "0 < low < high",
+                got=f"{low:g}, {high:g}",
+            )
 
 
 def within_reach(

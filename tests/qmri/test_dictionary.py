@@ -129,6 +129,8 @@ def test_the_edge_of_the_grid_and_bad_voxels_are_flagged():
 def test_what_is_no_dictionary_is_refused():
     with pytest.raises(UsageError, match="t2_s is no latent"):
         DictionarySearch(VFA, support={"t2_s": (0.01, 1)})
+    with pytest.raises(UsageError, match="bounds of t1_s are wrong"):
+        DictionarySearch(VFA, support={"t1_s": (3.0, 1.0)})
     with pytest.raises(UsageError, match="wrong size"):
         DictionarySearch(T1_T2, sizes={"t1_s": 5000, "t2_s": 5000})
     with pytest.raises(UsageError, match="kappa_width"):

@@ -395,6 +395,11 @@ def test_what_cannot_be_fitted_is_refused_at_once():
         NonlinearLeastSquares(p, fixed={"t1_s": 1.0})
     with pytest.raises(UsageError, match="no start for t1_s"):
         NonlinearLeastSquares(p).estimate(torch.ones((2, 3)), start={})
+    with pytest.raises(UsageError, match="no start for t1_s"):
+        NonlinearLeastSquares(p, start={"t2_s": 0.1})
+    for wrong in ((0.0, 1.0), (2.0, 1.0), (1.0, float("inf")), (float("nan"), 1.0)):
+        with pytest.raises(UsageError, match="bounds of t1_s are wrong"):
+            NonlinearLeastSquares(p, bounds={"t1_s": wrong})
     with pytest.raises(UsageError, match="float64 or float32"):
         NonlinearLeastSquares(p, dtype=torch.float16)
     with pytest.raises(InputError, match="do not fit the protocol"):
