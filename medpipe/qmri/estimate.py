@@ -242,14 +242,17 @@ def in_chunks(
         What `check_input` refuses.
     """
     check_input(signal, known, protocol)
+    signal = signal.detach()
+    maps = {name: m.detach() for name, m in (known or {}).items()}
     count, device = signal.shape[0], signal.device
     quality = torch.zeros(count, dtype=torch.uint8, device=device)
     values: dict[str, torch.Tensor] = {}
     errors: dict[str, torch.Tensor] = {}
+
     # one pass also without voxels: it names the maps
     for start in range(0, max(count, 1), chunk):
         rows = slice(start, start + chunk)
-        some = {name: m[rows] for name, m in (known or {}).items()}
+        some = {name: m[rows] for name, m in maps.items()}
         part = judge(*work(safe_voxels(signal[rows], some, protocol, dtype)), support)
         for whole, piece in ((values, part[0]), (errors, part[1])):
             for name, found in piece.items():

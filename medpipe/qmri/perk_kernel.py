@@ -80,8 +80,9 @@ def _host(
     phases: torch.Tensor,
     cosines: torch.Tensor,
     sines: torch.Tensor,
+    threads: int,
 ) -> torch.Tensor:
-    """Return the sums from the compiled loop, rows shared among torch's threads."""
+    """Return the sums from the compiled loop, rows shared among threads."""
     out = torch.empty(q.shape[0], cosines.shape[0] + sines.shape[0])
     turns, turned = frequencies / (2 * math.pi), phases / (2 * math.pi)
     constant = [t.to(torch.float32).contiguous().numpy() for t in (turns, turned, cosines, sines)]
@@ -92,7 +93,7 @@ def _host(
         _sums(rows[part], *constant, filled[part])
 
     starts = range(0, len(rows), THREAD_ROWS)
-    threads = min(torch.get_num_threads(), len(starts))
+    threads = min(threads, len(starts))
     if threads < 2:
         for start in starts:
             work(start)
@@ -140,6 +141,8 @@ def cosine_sums(
     phases: torch.Tensor,
     cosines: torch.Tensor,
     sines: torch.Tensor | None = None,
+    *,
+    threads: int | None = None,
 ) -> torch.Tensor:
     """Return the read-outs of cos(q·frequencies + phases), then of the sine, (N, C + S).
 
@@ -156,11 +159,14 @@ def cosine_sums(
         (C, Z), read-outs of the cosines.
     sines : Tensor, optional
         (S, Z), read-outs of the sines.
+    threads : int, optional
+        Of the compiled loop; by default as many as torch has.
     """
     sines = cosines[:0] if sines is None else sines
     if q.shape[0] == 0:
         return q.new_empty(0, cosines.shape[0] + sines.shape[0])
     if q.device.type == "cpu" and q.dtype == torch.float32:
-        return _host(q, frequencies, phases, cosines, sines)
+        count = torch.get_num_threads() if threads is None else threads
+        return _host(q, frequencies, phases, cosines, sines, count)
     with _full_precision(q):
         return _device(q, frequencies, phases, cosines, sines)

@@ -24,12 +24,13 @@ from medpipe.qmri.priors import Prior
 from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.quantities import QUANTITIES
 from medpipe.qmri.samples import noise_levels
+from medpipe.qmri.threads import undivided
 from medpipe.qmri.training import Recipe
 
 __all__ = ["Guard", "Perk"]
 
-HOST_CHUNK = 32_768
-"""Voxels at a time on the host; the features of one voxel at a time are held in cache."""
+HOST_CHUNK = 262_144
+"""Voxels at a time on the host: the compiled sums keep their threads busy for a while."""
 DEVICE_CHUNK = 1_048_576
 """Voxels at a time on a GPU."""
 GUARD_SAMPLES = 20_000
@@ -170,10 +171,11 @@ class Perk:
         def work(
             voxels: Voxels,
         ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
-            return _Inference(self, voxels, self.measured_sigma, errors).result()
+            return _Inference(self, voxels, self.measured_sigma, errors, threads).result()
 
         support = {name: self.support[name] for name in self.recipe.regressed}
-        return in_chunks(work, signal, known, self.protocol, support, chunk, dtype)
+        with undivided(signal.device) as threads:
+            return in_chunks(work, signal, known, self.protocol, support, chunk, dtype)
 
     def with_noise(self, noise_sigma: float | Sequence[float]) -> Perk:
         """Return the same model for images whose noise is known, in their unit.
@@ -208,7 +210,12 @@ class _Inference:
     """What a model says about some voxels."""
 
     def __init__(
-        self, perk: Perk, voxels: Voxels, levels: tuple[float, ...] | None, errors: bool
+        self,
+        perk: Perk,
+        voxels: Voxels,
+        levels: tuple[float, ...] | None,
+        errors: bool,
+        threads: int = 1,
     ) -> None:
         self.perk = perk
         self.voxels = voxels
@@ -222,6 +229,7 @@ class _Inference:
             perk.features.phases,
             perk.readout,
             self._slope_readout() if errors else None,
+            threads=threads,
         )
         self.values = recipe.from_targets(sums[:, :outputs] + perk.offset.to(sums))
         self.slopes = None
