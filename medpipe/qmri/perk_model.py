@@ -29,10 +29,10 @@ from medpipe.qmri.training import Recipe
 
 __all__ = ["Guard", "Perk"]
 
-HOST_CHUNK = 262_144
-"""Voxels at a time on the host: the compiled sums keep their threads busy for a while."""
-DEVICE_CHUNK = 1_048_576
-"""Voxels at a time on a GPU."""
+HOST_VALUES = 1 << 20
+"""Measured values at a time on the host: the compiled sums keep their threads busy for a while."""
+DEVICE_VALUES = 1 << 22
+"""Measured values at a time on a GPU."""
 GUARD_SAMPLES = 20_000
 ORDINARY = 0.99
 """Part of the noise-free training voxels whose misfit counts as PERK's own."""
@@ -164,7 +164,8 @@ class Perk:
             If the signal or a known regressor does not fit the protocol.
         """
         if chunk is None:
-            chunk = HOST_CHUNK if signal.device.type == "cpu" else DEVICE_CHUNK
+            values = HOST_VALUES if signal.device.type == "cpu" else DEVICE_VALUES
+            chunk = max(1, values // self.protocol.count)
         if chunk < 1:
             raise UsageError("the chunk is empty", expected="1 voxel or more", got=str(chunk))
 
