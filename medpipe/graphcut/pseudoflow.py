@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numba import njit
 
-from medpipe.graphcut.jit import compiled
 from medpipe.graphcut.problem import CutProblem
 from medpipe.graphcut.residual import Residual, residual_of
+from medpipe.jit import compiled
 
 __all__ = ["run_pseudoflow", "sink_side", "solve_pseudoflow"]
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from medpipe.errors import StepError
-from medpipe.graphcut.jit import compiled
 from medpipe.graphcut.problem import INFINITE, Capacity, CutProblem, finite_total
+from medpipe.jit import compiled
 
 __all__ = ["Residual", "residual_of"]
 

@@ -11,8 +11,8 @@ from medpipe.errors import UsageError
 from medpipe.qmri.atoms import Atoms, best_atoms, kappa_bins, make_atoms, mesh
 from medpipe.qmri.estimate import Estimate, Flag, Voxels, check_voxels, collect
 from medpipe.qmri.least_squares import NonlinearLeastSquares, check_ranges, usable, within_reach
+from medpipe.qmri.priors import search_range
 from medpipe.qmri.protocol import Protocol
-from medpipe.qmri.quantities import QUANTITIES
 from medpipe.qmri.uncertainty import noise_variance, poor_fit
 
 __all__ = ["DictionarySearch"]
@@ -39,7 +39,7 @@ class DictionarySearch:
     ----------
     protocol : Protocol
     support : mapping of str to (low, high), optional
-        Range of the grid per latent; default the plausible range of the quantity.
+        Range of the grid per latent; default `search_range`.
     sizes : mapping of str to int, optional
         Points per latent, spaced evenly in the logarithm of a time.
     kappa_width : float
@@ -98,7 +98,7 @@ class DictionarySearch:
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Range of the grid of each latent but M0."""
         own = dict(self.support or {})
-        return {n: own.get(n, QUANTITIES[n].plausible) for n in self.latents[1:]}
+        return {n: own[n] if n in own else search_range(n, self.protocol) for n in self.latents[1:]}
 
     def estimate(
         self, signal: torch.Tensor, known: Mapping[str, torch.Tensor] | None = None

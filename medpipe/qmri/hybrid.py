@@ -24,7 +24,11 @@ class Trained(Structure):
         ...
 
     def estimate(
-        self, signal: torch.Tensor, known: Mapping[str, torch.Tensor] | None = None
+        self,
+        signal: torch.Tensor,
+        known: Mapping[str, torch.Tensor] | None = None,
+        *,
+        errors: bool = True,
     ) -> Estimate:
         """Return the values of N voxels from their measured values (N, D)."""
         ...
@@ -101,7 +105,7 @@ class Hybrid:
         """
         full = self.least_squares
         check_input(signal, known, full.protocol)
-        guess = self.perk.estimate(signal, known)
+        guess = self.perk.estimate(signal, known, errors=False)
         inside = (guess.quality & int(Flag.OUTSIDE_SUPPORT)) == 0
         start = {n: guess.values[n].where(inside, torch.nan) for n in full.nonlinear}
         few = full.with_steps(self.iterations, self.tolerance)

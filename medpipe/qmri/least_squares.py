@@ -12,6 +12,7 @@ from medpipe.qmri.atoms import LINEAR
 from medpipe.qmri.estimate import Estimate, Flag, check_input, collect, safe_voxels
 from medpipe.qmri.jacobian import signal_and_slopes
 from medpipe.qmri.levenberg_marquardt import Settled, minimise
+from medpipe.qmri.priors import search_range
 from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.quantities import QUANTITIES
 from medpipe.qmri.starts import Starts
@@ -101,7 +102,7 @@ class NonlinearLeastSquares:
     ----------
     protocol : Protocol
     bounds : mapping of str to (low, high), optional
-        Ranges of the search; default the plausible range of each quantity.
+        Ranges of the search; default `search_range`.
     fixed : mapping of str to float
         Latents that are not searched but held at a value.
     start : "dictionary" or mapping of str to float
@@ -184,7 +185,7 @@ class NonlinearLeastSquares:
     def support(self) -> dict[str, tuple[float, float]]:
         """Range of the search of each latent."""
         own = dict(self.bounds or {})
-        return {n: own.get(n, QUANTITIES[n].plausible) for n in self.nonlinear}
+        return {n: own[n] if n in own else search_range(n, self.protocol) for n in self.nonlinear}
 
     def estimate(
         self,

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
+
+from medpipe.jit import compiled_fastmath
 
 __all__ = ["cosine_sums"]
 
@@ -34,7 +35,7 @@ S0, S1, S2, S3, S4 = (
 HALF, QUARTER, ZERO = np.float32(0.5), np.float32(0.25), np.float32(0)
 
 
-@njit(nogil=True, fastmath=True)
+@compiled_fastmath
 def _sums(
     q: Floats,
     turns: Floats,

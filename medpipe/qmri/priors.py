@@ -12,6 +12,7 @@ import torch
 
 from medpipe.errors import UsageError
 from medpipe.qmri.protocol import Protocol
+from medpipe.qmri.quantities import QUANTITIES
 
 __all__ = [
     "Empirical",
@@ -23,6 +24,7 @@ __all__ = [
     "Uniform",
     "default_priors",
     "prior_from_dict",
+    "search_range",
 ]
 
 
@@ -311,8 +313,22 @@ DEFAULTS: Mapping[str, Prior] = {
 it matters, one that is too narrow pulls what lies outside to its edge."""
 
 
-_KAPPA_OF_ECHOES = Uniform(0.5, 1.0)
-"""Where it is estimated from a train of 180° pulses, 1 + d and 1 - d look the same."""
+LEAST_KAPPA = 0.5
+"""Where kappa is estimated: below it a train of echoes has hardly a signal."""
+
+
+def search_range(name: str, protocol: Protocol) -> tuple[float, float]:
+    """Return where a latent of `protocol` is looked for when nothing else is said.
+
+    The plausible range of the quantity. A kappa that is estimated from trains of echoes
+    ends where the refocusing pulse is 180°, because beyond it every train looks like one
+    before it.
+    """
+    if name != "kappa":
+        return QUANTITIES[name].plausible
+    default = (180.0,)
+    angles = (a.settings.get("refocusing_angle_deg", default) for a in protocol.acquisitions)
+    return LEAST_KAPPA, min(180 / max(max(a) for a in angles), QUANTITIES[name].plausible[1])
 
 
 def default_priors(protocol: Protocol) -> dict[str, Prior]:
@@ -331,5 +347,5 @@ def default_priors(protocol: Protocol) -> dict[str, Prior]:
         raise UsageError(f"{absent[0]} has no default prior", hint="give one")
     found = {n: DEFAULTS[n] for n in names}
     if "kappa" in protocol.latents:
-        found["kappa"] = _KAPPA_OF_ECHOES
+        found["kappa"] = Uniform(*search_range("kappa", protocol))
     return found

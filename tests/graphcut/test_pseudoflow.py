@@ -134,8 +134,9 @@ def test_a_warm_start_pushes_less_than_a_fresh_one():
 
 def test_a_change_must_leave_capacities_in_range():
     session = IncrementalCut(random_problem(3))
+    change = torch.full(session.problem.shape, -100)
     with pytest.raises(StepError, match="out of range"):
-        session.change(torch.full(session.problem.shape, -100), torch.tensor(0))
+        session.change(change, torch.zeros_like(change))
 
 
 def test_the_reported_cut_is_the_sum_of_what_it_severs():

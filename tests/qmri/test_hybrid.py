@@ -30,7 +30,7 @@ class Crude:
     def __init__(self, protocol, values, factor):
         self.protocol, self.values_, self.factor = protocol, values, factor
 
-    def estimate(self, signal, known=None):
+    def estimate(self, signal, known=None, *, errors=True):
         count = len(signal)
         quality = torch.zeros(count, dtype=torch.uint8)
         values = {n: torch.full((count,), v * self.factor) for n, v in self.values_.items()}
@@ -97,7 +97,7 @@ def test_recovery_starts_with_the_signs_of_its_start():
     signal = (protocol.signal(values) + 0.01 * noise).abs()
 
     class Near(Crude):
-        def estimate(self, signal, known=None):
+        def estimate(self, signal, known=None, *, errors=True):
             near = {n: v * 1.08 for n, v in values.items()}
             return Estimate(near, {}, torch.zeros(len(signal), dtype=torch.uint8), {})
 

@@ -404,3 +404,19 @@ def test_what_cannot_be_fitted_is_refused_at_once():
         NonlinearLeastSquares(p, dtype=torch.float16)
     with pytest.raises(InputError, match="do not fit the protocol"):
         NonlinearLeastSquares(p).estimate(torch.ones((2, 4)))
+
+
+@pytest.mark.parametrize("angle", [180.0, 140.0])
+def test_a_kappa_that_is_estimated_stays_on_one_side_of_180_degrees(angle):
+    times = [0.01 * i for i in range(1, 17)]
+    train = {"model": "epg_spin_echo_b1", "echo_time_s": times, "refocusing_angle_deg": angle}
+    p = Protocol.from_dict({"acquisitions": [train]})
+    kappa = torch.linspace(0.7, 0.9, 20, dtype=torch.float64) * 180 / angle
+    t2 = torch.linspace(0.04, 0.2, 20, dtype=torch.float64)
+    mirrored = 360 / angle - kappa
+    both = [p.signal({"t2_s": t2, "kappa": k, "m0": torch.ones(20)}) for k in (kappa, mirrored)]
+    for signal in (both[0], both[1] / both[1][:, :1] * both[0][:, :1]):
+        found = NonlinearLeastSquares(p).estimate(signal)
+        assert not found.quality.any()
+        torch.testing.assert_close(found.values["kappa"].double(), kappa, rtol=2e-3, atol=0)
+        torch.testing.assert_close(found.values["t2_s"].double(), t2, rtol=2e-3, atol=0)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from numba.core.caching import IndexDataCacheFile
 
-from medpipe.graphcut import jit
+from medpipe import jit
 
 NUMBER = itertools.count()
 SOURCE = "def value(x):\n    return x + {}\n"

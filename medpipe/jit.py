@@ -26,7 +26,7 @@ try:
 except ImportError:  # where the system has none, processes do not wait for each other
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "compiled_fastmath"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,7 +43,16 @@ def compiled(function: Function) -> Function:
     meanwhile wait for that one. Where the machine code cannot be kept or read again,
     for whatever reason, every process compiles for itself.
     """
-    made = njit(nogil=True)(function)
+    return _kept(njit(nogil=True)(function), function)
+
+
+def compiled_fastmath(function: Function) -> Function:
+    """Compile as `compiled` does; sums may be taken in another order."""
+    return _kept(njit(nogil=True, fastmath=True)(function), function)
+
+
+def _kept(made: Any, function: Function) -> Function:
+    """Give a compiled function its files."""
     # none where no folder can be written, or numba is told not to compile
     with contextlib.suppress(RuntimeError, OSError):
         made._cache = _DiskCache(function)
@@ -146,9 +155,7 @@ class _Turn:
         """Say once why nothing seems to happen."""
         if not self._told:
             self._told = True
-            _NOTICE.info(
-                "compiling the minimum-cut solver; this happens once and may take a minute"
-            )
+            _NOTICE.info("compiling machine code; this happens once and may take a minute")
 
 
 _TURN = _Turn()
