@@ -86,12 +86,14 @@ def _host(
     """Return the sums from the compiled loop, rows shared among threads."""
     out = torch.empty(q.shape[0], cosines.shape[0] + sines.shape[0])
     turns, turned = frequencies / (2 * math.pi), phases / (2 * math.pi)
-    constant = [t.to(torch.float32).contiguous().numpy() for t in (turns, turned, cosines, sines)]
+    omega, shift, real, imaginary = (
+        t.to(torch.float32).contiguous().numpy() for t in (turns, turned, cosines, sines)
+    )
     rows, filled = q.to(torch.float32).contiguous().numpy(), out.numpy()
 
     def work(start: int) -> None:
         part = slice(start, start + THREAD_ROWS)
-        _sums(rows[part], *constant, filled[part])
+        _sums(rows[part], omega, shift, real, imaginary, filled[part])
 
     starts = range(0, len(rows), THREAD_ROWS)
     threads = min(threads, len(starts))
