@@ -63,8 +63,8 @@ def run(
         medpipe run head-ct-prepare cases.csv out/ --workers 4 --set resample.spacing_mm=0.5
         medpipe run head-ct-prepare cases.csv out/ --gpus 0,1 --shard 2/8
 
-    Exit code 0 if all cases are done, 2 if the command, manifest or workflow is
-    wrong, 3 if some cases failed, 4 if all did.
+    Exit code 0 if all cases are done, 2 if the command, a setting, the manifest or
+    the workflow is wrong, 3 if some cases failed, 4 if all did.
 
     Parameters
     ----------

@@ -44,6 +44,7 @@ class Failure:
 
     case_id: str
     status: str
+    kind: str
     step: str | None
     message: str
     hint: str | None
@@ -75,12 +76,17 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """Return 0, 3 when some cases failed, 4 when all failed, 128 + n after signal n."""
+        """Return 0, 3 when some cases failed, 4 when all failed, 128 + n after signal n.
+
+        2 when all failed because of a setting: then it is the command that is wrong.
+        """
         if self.interrupted is not None:
             return 128 + signal.Signals[self.interrupted].value
         if not self.failed:
             return 0
-        return 3 if self.done + self.cached else 4
+        if self.done + self.cached:
+            return 3
+        return 2 if all(f.kind == UsageError.kind for f in self.failed) else 4
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, failures first."""
@@ -318,6 +324,7 @@ class _Run:
             Failure(
                 outcome.case_id,
                 outcome.status,
+                str(error.get("kind", "")),
                 error.get("step"),
                 str(error.get("message", "")),
                 error.get("hint"),

@@ -214,5 +214,5 @@ def test_gpus_that_are_not_there_are_not_replaced_by_the_cpu(
     assert invoke(["data", "brain-mr", str(image), "--matrix", "16"]) == 0
     asked = ["nifti-check", image, tmp_path / "out", "--gpus", 0, "--no-report"]
     code, summary = run_json(capsys, "run", *asked)
-    assert code == 4
+    assert code == 2
     assert "no CUDA device" in summary["failed"][0]["message"]

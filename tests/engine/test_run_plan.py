@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from medpipe.engine.case import CaseRunner
 from medpipe.engine.plan import CaseStatus, in_shard, plan_run
 from medpipe.engine.pool.local import LocalExecutor
 from medpipe.engine.protocol import Event, Job, OnEvent, Outcome, RunSpec
-from medpipe.engine.run import RunSummary, run_workflow
+from medpipe.engine.run import Failure, RunSummary, run_workflow
 from medpipe.errors import UsageError
 from medpipe.io.case import Case
 from medpipe.workflow.compiled import CompiledWorkflow, InputSpec, SaveSpec
@@ -181,6 +182,10 @@ def test_exit_codes(cases: list[Case], tmp_path: Path) -> None:
     summary = run_workflow(boom, cases[:3], tmp_path / "out", executor=InProcess())
     assert (len(summary.failed), summary.exit_code) == (3, 4)
     assert summary.to_dict()["exit_code"] == 4
+    wrong = Failure("c1", "failed", "usage", "fit", "a setting is wrong", None, 0.1, 0, 1)
+    assert RunSummary([wrong], total=1).exit_code == 2
+    assert RunSummary([wrong, replace(wrong, kind="input")], total=2).exit_code == 4
+    assert RunSummary([wrong], total=2, done=1).exit_code == 3
     assert RunSummary(interrupted="SIGTERM").exit_code == 143
     assert run_workflow(boom, [], tmp_path / "out", executor=InProcess()).exit_code == 0
 

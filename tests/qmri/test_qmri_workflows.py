@@ -286,6 +286,11 @@ def test_the_count_of_the_protocol_is_that_of_the_images(
     assert invoke([*run, f"fit.protocol={tmp_path / 'three.json'}"]) == 4
     said = "".join(capsys.readouterr())
     assert "the number of images does not fit the protocol; expected 5: SPGR 15°" in said
+    record_["acquisitions"][0].update(flip_angle_deg=[15, 5], repetition_time_s=12.2)
+    (tmp_path / "in_ms.json").write_text(json.dumps(record_))
+    assert invoke([*run, f"fit.protocol={tmp_path / 'in_ms.json'}"]) == 2
+    said = "".join(capsys.readouterr())
+    assert "acquisition 1 (spgr): repetition_time_s is not plausible" in " ".join(said.split())
     assert invoke([*run, f"fit.protocol={tmp_path / 'none.json'}"]) == 2
     assert "there is no file" in capsys.readouterr().err
     assert invoke([*run, "fit.estimator=best"]) == 2
