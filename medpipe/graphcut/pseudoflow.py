@@ -30,6 +30,10 @@ __all__ = ["run_pseudoflow", "sink_side", "solve_pseudoflow"]
 
 FAR = 2**31 - 1
 """Label of a node that cannot reach a deficit."""
+STALE = 24
+"""Relabels per node after which distances are computed anew. Labels rise by one at a time,
+which is slow where the nearest deficit was filled and the next one is far, as in a maze;
+images and columns stay below it."""
 
 
 def solve_pseudoflow(
@@ -144,7 +148,15 @@ def _solve(graph, excess, label, count, bucket, scan):  # type: ignore[no-untype
     forest = (parent, child, after, before)
     highest = _fill_buckets(excess, label, count, bucket, after)
     merges, relabels, splits, gaps, pushes = 0, 0, 0, 0, 0
+    limit = STALE * n
     while True:
+        if relabels > limit:
+            # no node but a root holds flow, so the forest can grow again from single nodes
+            _label(graph, excess, label, scan)
+            parent[:], child[:], after[:], before[:] = -1, -1, -1, -1
+            current[:], count[:], bucket[:] = 0, 0, 0
+            highest = _fill_buckets(excess, label, count, bucket, after)
+            limit = relabels + n
         while highest > 0 and bucket[highest] == 0:
             highest -= 1
         if highest == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cut_instances import maze
 
 from medpipe.errors import StepError
 from medpipe.graphcut.incremental import IncrementalCut
@@ -162,3 +163,13 @@ def test_capacities_do_not_depend_on_how_many_nodes_are_put_in_order_at_once(mon
         monkeypatch.setattr("medpipe.graphcut.residual.SLAB", 1 + seed % 9)
         assert (residual_of(problem).capacity == whole).all(), seed
         monkeypatch.undo()
+
+
+def test_distances_are_computed_anew_where_the_next_deficit_is_far():
+    for seed in range(3):
+        problem = maze(64, 3, seed)
+        result, other = (min_cut(problem, solver) for solver in ("pseudoflow", "ortools"))
+        assert result.proved
+        assert result.flow == other.flow
+        assert torch.equal(result.source_side, other.source_side)
+        assert result.stats["relabels"] < 60 * problem.source.numel()
