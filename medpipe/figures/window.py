@@ -26,7 +26,12 @@ class Window:
     def text(self) -> str:
         """Return e.g. ``"brain window 0 .. 80 HU"``."""
         unit = f" {self.unit}" if self.unit else ""
-        return f"{self.name} {self.low:.4g} .. {self.high:.4g}{unit}"
+        return f"{self.name} {_digits(self.low)} .. {_digits(self.high)}{unit}"
+
+
+def _digits(value: float) -> str:
+    """Return a number with four digits, or all of a whole one that has more."""
+    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
 
 
 def looks_like_ct(stats: Statistics, modality: str | None) -> bool:

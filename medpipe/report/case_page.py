@@ -10,6 +10,7 @@ from urllib.parse import quote
 from medpipe.figures.svg import histogram_svg, share_bar_svg
 from medpipe.report.pages import render_page
 from medpipe.report.records import Case, Picture, as_dict, as_dicts, number, numbers
+from medpipe.report.text import amount
 
 __all__ = ["case_page"]
 
@@ -144,7 +145,7 @@ def _facts(data: dict[str, Any], window: list[float], unit: str) -> list[tuple[s
         ("Spacing", _unit(_times(numbers(data.get("spacing_mm"))), "mm")),
         ("Field of view", _unit(_times(numbers(data.get("fov_mm"))), "mm")),
         ("Voxel axes", str(data["axis_codes"]) if data.get("axis_codes") else None),
-        ("Window", _unit(" to ".join(f"{v:.4g}" for v in window), unit)),
+        ("Window", _unit(" to ".join(map(amount, window)), unit)),
     ]
     for name, value in (
         ("Minimum", data.get("min")),
