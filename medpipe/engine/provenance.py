@@ -32,6 +32,7 @@ __all__ = [
     "files_of",
     "make_case_folder",
     "read_case_record",
+    "remove_leftovers",
     "workflow_label",
     "write_case_record",
 ]
@@ -121,6 +122,11 @@ def write_case_record(folder: Path, record: dict[str, Any]) -> None:
     for name in stale:
         if Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
+    remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what dead processes were writing in the folder of a case."""
     for name in os.listdir(folder):
         if name.startswith(".tmp-") and _is_leftover(name):
             (folder / name).unlink(missing_ok=True)

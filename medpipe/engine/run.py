@@ -22,6 +22,7 @@ from medpipe.engine.provenance import (
     environment,
     failed_record,
     read_case_record,
+    remove_leftovers,
     workflow_label,
     write_case_record,
 )
@@ -258,6 +259,10 @@ class _Run:
     def finish(self, executor: Executor, shard: tuple[int, int] | None) -> None:
         """Clear up after workers that died and write how the run ended."""
         Store(self.out).remove_leftovers()
+        if self.summary.interrupted:  # no record was written for the cases that were in work
+            for folder in (self.out / "cases").glob("*/"):
+                with contextlib.suppress(OSError):
+                    remove_leftovers(folder)
         status = "interrupted" if self.summary.interrupted else "finished"
         self._write_run(status, executor, shard)
 
