@@ -11,7 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def real_folder() -> Path:
+    """Where the real images are: MEDPIPE_REAL_DATA, else shared/data beside the checkout."""
+    return Path(os.environ.get("MEDPIPE_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
 def machine() -> dict[str, Any]:

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import versions, write_results
+from common import real_folder, versions, write_results
 from numpy.typing import NDArray
 from scipy.ndimage import label
 from scipy.spatial.distance import cdist
@@ -31,18 +29,12 @@ from medpipe.graphcut import vessel_wall as recipe
 from medpipe.graphcut.surface_costs import gaussian_filter, gradient_cost
 from medpipe.phantoms.ivus import IVUSPhantom, contour_radius, ivus
 
-ROOT = Path(__file__).resolve().parents[1]
 F64 = NDArray[np.float64]
 ANGLES = 512
 P = recipe.VesselWallParameters()
 JUMP_MM = 0.3
 NARROW_MM = 1.05
 SHIFT_MM = 0.3
-
-
-def real_folder() -> Path:
-    """Where the real data are: MEDPIPE_REAL_DATA, else shared/data beside the checkout."""
-    return Path(os.environ.get("MEDPIPE_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
 def real_contours(every: int) -> tuple[list[F64], float]:

@@ -30,15 +30,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "graphcut"))
 
-from common import RESULTS, machine, spread, versions, write_results  # noqa: E402
+from common import RESULTS, machine, real_folder, spread, versions, write_results  # noqa: E402
 
 PEER = "PyMaxflow"
 SIZES = {"grid": (128, 16), "columns": (64, 10), "large": (128, 12), "maze": (128, 16)}
-
-
-def real_folder() -> Path:
-    """Where the real images are: MEDPIPE_REAL_DATA, else shared/data beside the checkout."""
-    return Path(os.environ.get("MEDPIPE_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
 def instances(quick: bool) -> dict[str, Callable[[], Any]]:

@@ -14,15 +14,15 @@ import argparse
 import csv
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import torch
-from common import versions, write_results
+from common import ROOT, versions, write_results
 
 from medpipe.qmri.estimate import Estimate, Flag
 from medpipe.qmri.hybrid import Hybrid
@@ -32,7 +32,12 @@ from medpipe.qmri.protocol import Acquisition, Protocol
 from medpipe.qmri.signals import MODELS, register_model
 from medpipe.qmri.signals._model import Settings, Values, setting, value
 
-SPHERES = Path(__file__).parent.parent / "tests" / "qmri" / "phantom_spheres.json"
+TESTS = ROOT / "tests" / "qmri"
+sys.path.insert(0, str(TESTS))
+
+from phantom_images import means, phantom  # noqa: E402
+
+SPHERES = TESTS / "phantom_spheres.json"
 NMR_1_5_T = {
     "plate4": (
         "2376 2183 1870 1539 1237 1030 752.2 550.2 413.4 292.9 194.9 160.2 106.4 83.3",
@@ -92,27 +97,6 @@ def voxel_tables(folder: Path) -> list[dict[str, Any]]:
         print(row)
         out.append(row)
     return out
-
-
-def phantom(folder: Path, kind: str) -> tuple[list[float], list[float], np.ndarray]:
-    """Return inversion or echo times, repetition times (s) and images (D, rows, columns)."""
-    slices = []
-    for file in sorted(folder.iterdir()):
-        ds = pydicom.dcmread(file)
-        image = ds.pixel_array.astype(float)
-        if ds.Manufacturer.startswith("Philips"):  # each image has a scale of its own
-            image = (image - float(ds["2005100d"].value)) / float(ds["2005100e"].value)
-        at = float(ds.InversionTime if kind == "T1" else ds.EchoTime) / 1e3
-        slices.append((at, float(ds.RepetitionTime) / 1e3, image))
-    slices.sort(key=lambda s: s[0])
-    times, repetitions, images = zip(*slices, strict=True)
-    return list(times), list(repetitions), np.stack(images)
-
-
-def means(images: np.ndarray, centres: list[list[int]]) -> torch.Tensor:
-    """Return (spheres, D) means of 5 × 5 pixels."""
-    parts = [images[:, r - 2 : r + 3, c - 2 : c + 3].mean((1, 2)) for r, c in centres]
-    return torch.tensor(np.stack(parts))
 
 
 def stored_recovery(values: Values, settings: Settings) -> torch.Tensor:

@@ -26,7 +26,7 @@ from medpipe.graphcut.links import (
     contrast_links,
     difference_sigma,
 )
-from medpipe.graphcut.problem import INFINITE, CutProblem, CutResult
+from medpipe.graphcut.problem import INFINITE, CutResult, finite_total
 from medpipe.graphcut.relations import (
     Contain,
     Exclude,
@@ -283,21 +283,10 @@ def _solve(
             contradiction = explain_contradiction(layers, relations, spacing_mm)
             if contradiction is not None:
                 raise contradiction from None
-            if step is not None or _finite_total(problem) < INFINITE:
+            # below INFINITE no infinite arc need be cut
+            if step is not None or finite_total(problem) < INFINITE:
                 raise
         used, coarser = used * COARSER, True
-
-
-def _finite_total(problem: CutProblem) -> int:
-    """Return the sum of all finite capacities: below INFINITE no infinite arc need be cut."""
-    parts = [problem.source, problem.sink]
-    for family in problem.arcs:
-        parts += [torch.as_tensor(c) for c in (family.forward, family.backward)]
-    return sum(
-        int(torch.where(p < INFINITE, p, 0).sum(dtype=torch.int64))
-        * (problem.source.numel() // p.numel())
-        for p in parts
-    )
 
 
 def _power_of_two(step: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from monai.utils.enums import TransformBackends
 
 from medpipe.errors import StepError, UsageError
 from medpipe.geometry import affine_problem, same_grid
-from medpipe.types import Affine
+from medpipe.types import Affine, Finding
 
 __all__ = [
     "ArrayStep",
@@ -24,11 +24,13 @@ __all__ = [
     "check_choice",
     "check_same_grid",
     "check_triple",
+    "facts_of",
     "fill_value",
     "mask_of",
     "quantiles",
     "read_key",
     "rewrap",
+    "with_facts",
 ]
 
 
@@ -103,6 +105,24 @@ def rewrap(img: MetaTensor, data: torch.Tensor, affine: Affine | None = None) ->
     matrix = torch.from_numpy(affine_of(img) if affine is None else np.array(affine, float))
     plain = data.as_tensor() if isinstance(data, MetaTensor) else data
     return MetaTensor(plain.contiguous(), affine=matrix, meta=meta)
+
+
+def facts_of(image: MetaTensor) -> dict[str, Any]:
+    """Return a copy of the facts in the metadata of `image`, {} where there are none."""
+    return dict((image.meta.get("medpipe") or {}).get("source") or {})
+
+
+def with_facts(
+    image: MetaTensor, facts: Mapping[str, Any], findings: Iterable[Finding] = ()
+) -> MetaTensor:
+    """Return `image` with more facts and findings in its metadata."""
+    kept = dict(image.meta.get("medpipe") or {})
+    image.meta["medpipe"] = {
+        **kept,
+        "source": facts_of(image) | dict(facts),
+        "findings": [*(kept.get("findings") or []), *(f.to_dict() for f in findings)],
+    }
+    return image
 
 
 def read_key(data: Mapping[Hashable, Any], key: str, role: str) -> MetaTensor:

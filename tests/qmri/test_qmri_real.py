@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 import torch
+from phantom_images import means, phantom
 
 from medpipe.qmri.estimate import Flag
 from medpipe.qmri.least_squares import NonlinearLeastSquares
@@ -71,30 +71,6 @@ def test_a_voxel_with_published_values():
     assert offset / (1 - slope) == pytest.approx(13531.9, abs=0.1)
     assert -0.0054 / np.log(slope) == pytest.approx(1.326, abs=5e-4)
     assert float(found.values["t1_s"][0]) == pytest.approx(-0.0054 / np.log(slope), rel=0.005)
-
-
-def phantom(folder: Path, kind: str) -> tuple[list[float], list[float], np.ndarray]:
-    """Return inversion or echo times, repetition times (s) and images (D, rows, columns)."""
-    slices = []
-    for file in sorted(folder.iterdir()):
-        ds = pydicom.dcmread(file)
-        image = ds.pixel_array.astype(float)
-        if ds.Manufacturer.startswith("Philips"):  # each image has a scale of its own
-            image = (image - float(ds["2005100d"].value)) / float(ds["2005100e"].value)
-        time = float(ds.InversionTime if kind == "T1" else ds.EchoTime) / 1e3
-        slices.append((time, float(ds.RepetitionTime) / 1e3, image))
-    slices.sort(key=lambda s: s[0])
-    times, repetitions, images = zip(*slices, strict=True)
-    return list(times), list(repetitions), np.stack(images)
-
-
-def means(images: np.ndarray, centres, shift=(0, 0)) -> torch.Tensor:
-    """Return (spheres, D) means of 5 × 5 pixels."""
-    out = []
-    for row, column in centres:
-        i, j = row + shift[0], column + shift[1]
-        out.append(images[:, i - 2 : i + 3, j - 2 : j + 3].mean((1, 2)))
-    return torch.tensor(np.stack(out))
 
 
 def stored(real_data: Path, series: str) -> np.ndarray:

@@ -15,7 +15,16 @@ from medpipe.graphcut.brain_mask import find_brain
 from medpipe.graphcut.solve import Solver
 from medpipe.graphcut.transforms.certificate import with_certificate
 from medpipe.graphcut.transforms.grid import one_channel
-from medpipe.steps._base import ArrayStep, DictStep, affine_of, as_image, mask_of, read_key, rewrap
+from medpipe.steps._base import (
+    ArrayStep,
+    DictStep,
+    affine_of,
+    as_image,
+    mask_of,
+    read_key,
+    rewrap,
+    with_facts,
+)
 from medpipe.steps._components import fill_holes, keep_largest
 from medpipe.steps.spatial import Orient, Resample
 from medpipe.types import Finding, Severity
@@ -62,10 +71,8 @@ class BrainMaskMR(ArrayStep):
         found = find_brain(work.as_tensor()[0], affine_of(work))
         if found.surface is None:
             kept = fill_holes(keep_largest(x[0] > 0))
-            return _with_finding(
-                rewrap(image, kept[None].to(torch.uint8)),
-                "brain_mask_mr: the image has no skull, so all that is above 0 was kept",
-            )
+            text = "brain_mask_mr: the image has no skull, so all that is above 0 was kept"
+            return with_facts(rewrap(image, kept[None].to(torch.uint8)), {}, _told(text))
         soft = rewrap(work, found.mask[None].float())
         mask = Resample(fill=0.0, anti_alias=False)(soft, image).as_tensor() >= 0.5
         out = rewrap(image, mask.to(torch.uint8))
@@ -142,17 +149,17 @@ class BrainTissue(ArrayStep):
         out = rewrap(image, found.labels[None])
         notes = [*found.result.notes, *tissue_notes(found.labels)]
         out = with_certificate(out, "brain_tissue", found.result, *notes)
-        out.meta["medpipe"]["source"]["brain_tissue"] = {
+        facts = {
             "means": [round(float(m), 3) for m in found.mixture.means],
             "sigmas": [round(float(s), 3) for s in found.mixture.sigmas],
             "noise_to_contrast": round(found.noise_to_contrast, 4),
             "prior_weight": round(found.prior_weight, 4),
         }
-        return _with_finding(
-            out,
+        text = (
             f"brain_tissue: noise is {found.noise_to_contrast:.0%} of the contrast of grey and"
-            f" white matter; an arc of the shape prior weighs {found.prior_weight:.2f} nats",
+            f" white matter; an arc of the shape prior weighs {found.prior_weight:.2f} nats"
         )
+        return with_facts(out, {"brain_tissue": facts}, _told(text))
 
 
 class BrainTissued(DictStep):
@@ -203,14 +210,8 @@ class BrainTissued(DictStep):
         return out
 
 
-def _with_finding(image: MetaTensor, message: str) -> MetaTensor:
-    """Return `image` with one more finding in its metadata."""
-    kept = dict(image.meta.get("medpipe") or {})
-    finding = Finding("graphcut.brain", Severity.INFO, message).to_dict()
-    kept["source"] = dict(kept.get("source") or {})
-    kept["findings"] = [*(kept.get("findings") or []), finding]
-    image.meta["medpipe"] = kept
-    return image
+def _told(message: str) -> list[Finding]:
+    return [Finding("graphcut.brain", Severity.INFO, message)]
 
 
 BrainMaskMRD = BrainMaskMRDict = BrainMaskMRd

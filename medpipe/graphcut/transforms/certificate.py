@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from monai.data.meta_tensor import MetaTensor
 
 from medpipe.graphcut.problem import CutResult
-from medpipe.types import Json, Severity
+from medpipe.steps._base import facts_of, with_facts
+from medpipe.types import Finding, Json, Severity
 
 __all__ = ["certificate", "with_certificate"]
 
@@ -62,27 +63,14 @@ def with_certificate(image: MetaTensor, name: str, result: Optimised, *notes: st
     finding says in a sentence whether the result is proved to be optimal, and each
     of `notes` becomes a finding too.
     """
-    kept: dict[str, Any] = dict(image.meta.get("medpipe") or {})
-    source, findings = dict(kept.get("source") or {}), list(kept.get("findings") or [])
     proof = certificate(result)
-    source["minimum_cut"] = dict(source.get("minimum_cut") or {}) | {name: proof}
+    proofs = dict(facts_of(image).get("minimum_cut") or {}) | {name: proof}
     gap = max(float(result.energy) - float(result.bound), 0.0)
     said = "proved optimal" if result.proved else "not proved optimal"
     text = (
         f"{name}: {said}, energy {result.energy:.6g}, at most {gap:.2g} above the lowest possible"
     )
     severity = Severity.INFO if result.proved else Severity.WARNING
-    findings.append(_finding("graphcut.optimal", severity, text))
-    findings += [_finding("graphcut.note", Severity.WARNING, f"{name}: {note}") for note in notes]
-    image.meta["medpipe"] = {"source": source, "findings": findings}
-    return image
-
-
-def _finding(check: str, severity: Severity, message: str) -> dict[str, Any]:
-    return {
-        "check": check,
-        "severity": severity.name.lower(),
-        "message": message,
-        "fix": None,
-        "fixed": False,
-    }
+    findings = [Finding("graphcut.optimal", severity, text)]
+    findings += [Finding("graphcut.note", Severity.WARNING, f"{name}: {note}") for note in notes]
+    return with_facts(image, {"minimum_cut": proofs}, findings)

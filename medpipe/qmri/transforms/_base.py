@@ -14,9 +14,9 @@ from medpipe.qmri.noise import noise_sigma as estimate_noise
 from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.transforms.estimators import Method
 from medpipe.qmri.transforms.protocols import ProtocolSource
-from medpipe.qmri.transforms.provenance import describe_fit, with_facts
+from medpipe.qmri.transforms.provenance import describe_fit
 from medpipe.qmri.transforms.region import kappa_on, region_of, weighted_images, without_images
-from medpipe.steps._base import ArrayStep, DictStep, as_image, read_key, rewrap
+from medpipe.steps._base import ArrayStep, DictStep, as_image, read_key, rewrap, with_facts
 
 __all__ = ["Fit", "Fitd", "Range"]
 

@@ -11,8 +11,8 @@ from monai.data.meta_tensor import MetaTensor
 from medpipe.errors import StepError
 from medpipe.qmri.estimate import Flag
 from medpipe.qmri.quantities import QUANTITIES
-from medpipe.qmri.transforms.provenance import REASONS, facts_of, with_facts
-from medpipe.steps._base import ArrayStep, DictStep, as_image, rewrap
+from medpipe.qmri.transforms.provenance import REASONS
+from medpipe.steps._base import ArrayStep, DictStep, as_image, facts_of, rewrap, with_facts
 
 __all__ = [
     "QUALITY_NAMES",

@@ -13,7 +13,7 @@ from medpipe.errors import StepError, UsageError
 from medpipe.qmri.acquisition import same_values, shown
 from medpipe.qmri.protocol import Acquisition, Protocol, protocol_from_settings, read_protocol
 from medpipe.qmri.signals import MODELS
-from medpipe.qmri.transforms.provenance import facts_of
+from medpipe.steps._base import facts_of
 from medpipe.types import Finding, Severity
 
 __all__ = ["SUFFIX_MODELS", "ProtocolSource"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from monai.data.meta_tensor import MetaTensor
 
 from medpipe.qmri.estimate import Estimate
 from medpipe.qmri.protocol import Protocol
 from medpipe.qmri.transforms.estimators import DESCRIPTIONS, Method
 from medpipe.types import Finding, Severity
 
-__all__ = ["REASONS", "describe_fit", "facts_of", "percent", "with_facts"]
+__all__ = ["REASONS", "describe_fit", "percent"]
 
 REASONS: Mapping[str, str] = {
     "not_finite": "a measured value is NaN or infinite",
@@ -135,20 +133,3 @@ def _severity(count: int, total: int) -> Severity:
 
 def _info(check: str, message: str) -> Finding:
     return Finding(check, Severity.INFO, message)
-
-
-def facts_of(image: MetaTensor) -> dict[str, Any]:
-    """Return a copy of the facts in the metadata of `image`, {} where there are none."""
-    return dict((image.meta.get("medpipe") or {}).get("source") or {})
-
-
-def with_facts(
-    image: MetaTensor, facts: Mapping[str, Any], notes: Iterable[Finding] = ()
-) -> MetaTensor:
-    """Return `image` with more facts and findings in its metadata."""
-    kept = dict(image.meta.get("medpipe") or {})
-    image.meta["medpipe"] = {
-        "source": facts_of(image) | dict(facts),
-        "findings": [*(kept.get("findings") or []), *(note.to_dict() for note in notes)],
-    }
-    return image

@@ -10,8 +10,16 @@ from monai.data.meta_tensor import MetaTensor
 from medpipe.errors import StepError
 from medpipe.geometry import same_grid
 from medpipe.qmri.protocol import Protocol
-from medpipe.qmri.transforms.provenance import facts_of, percent, with_facts
-from medpipe.steps._base import affine_of, as_image, mask_of, quantiles, rewrap
+from medpipe.qmri.transforms.provenance import percent
+from medpipe.steps._base import (
+    affine_of,
+    as_image,
+    facts_of,
+    mask_of,
+    quantiles,
+    rewrap,
+    with_facts,
+)
 from medpipe.steps.spatial import Resample
 from medpipe.types import Finding, Severity
 
