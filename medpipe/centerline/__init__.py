@@ -1,0 +1,1 @@
+"""Centerlines of tree-shaped structures: trees by construction, in millimetres."""
