@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from medpipe.figures.svg import histogram_svg, share_bar_svg
+from medpipe.report.drawings import read_drawings
 from medpipe.report.pages import render_page
 from medpipe.report.records import Case, Picture, as_dict, as_dicts, number, numbers
 from medpipe.report.text import amount
@@ -42,6 +43,7 @@ def case_page(case: Case, out: Path, source: str, *, interactive: bool = False) 
         source=source,
         case=case,
         pictures=[_picture(p, case) for p in case.pictures],
+        drawings=read_drawings(case.folder, case.outputs),
         tables=[_table(name, value) for name, value in case.tables.items()],
         failure=_failure(case),
         rerun=_rerun(case),

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from medpipe.report.drawings import is_drawing
+
 __all__ = [
     "Case",
     "Picture",
@@ -156,6 +158,9 @@ def load_case(folder: Path, out: Path) -> Case:
         return Case(folder.name, folder, status, "", problem=what)
     stamp = _stamp(folder / "case.json")
     pictures = [_picture(q, folder, out) for q in as_dicts(record.get("qc"))]
+    outputs = [_output(o, folder) for o in as_dicts(record.get("outputs"))]
+    shown = [f for p in pictures for f in (p.png, p.json_path)]
+    shown += [folder / str(o["file"]) for o in outputs if o["link"] and is_drawing(o)]
     status = record.get("status")
     error = as_dict(record.get("error")) or None
     facts = ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "attempts", "seed")
@@ -163,7 +168,7 @@ def load_case(folder: Path, out: Path) -> Case:
         case_id=folder.name,
         folder=folder,
         status=status if status in ("done", "failed") else "unreadable",
-        digest=_digest(record, [_stamp(f) for p in pictures for f in (p.png, p.json_path)]),
+        digest=_digest(record, [_stamp(f) for f in shown]),
         problem=None if status in ("done", "failed") else "the record has no known status",
         finished=_time_text(stamp[1]) if stamp else None,
         workflow={k: str(v) for k, v in as_dict(record.get("workflow")).items()},
@@ -171,7 +176,7 @@ def load_case(folder: Path, out: Path) -> Case:
         | {name: _text(record.get(name)) for name in ("device", "run_id")},
         inputs=[{"name": str(k), **as_dict(v)} for k, v in as_dict(record.get("inputs")).items()],
         steps=as_dicts(record.get("steps")),
-        outputs=[_output(o, folder) for o in as_dicts(record.get("outputs"))],
+        outputs=outputs,
         pictures=pictures,
         findings=_findings(record, pictures),
         tables=as_dict(record.get("tables")),
