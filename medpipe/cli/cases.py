@@ -29,7 +29,8 @@ def find_cases(
         A manifest (.csv, .parquet); or one NIfTI or DICOM file; or a folder:
         with DICOM files it is one case, with NIfTI files alone each of them is
         a case, numbered in sorted order. For an input of kind ``images`` a
-        folder is one case, a BIDS dataset one case per subject and session.
+        folder is one case, a BIDS dataset one case per subject and session; for
+        one of kind ``folder`` it is always one.
     workflow : CompiledWorkflow
         Names the inputs.
     case_id : str, optional
@@ -52,14 +53,15 @@ def find_cases(
         return read_manifest(source, inputs=list(workflow.inputs), optional=optional)
     name = _single_input(workflow)
     if workflow.inputs[name].as_images:
-        return _image_sets(source, name, case_id)
+        sets = workflow.inputs[name].kind == "images"
+        return _image_sets(source, name, case_id) if sets else [_whole(source, name, case_id)]
     if source.is_dir() and (images := _nifti_files(source)) and not holds_dicom(source):
         width = max(4, len(str(len(images))))
         return [
             Case(f"case{number:0{width}d}", {name: str(path)})
             for number, path in enumerate(images, start=1)
         ]
-    return [Case(case_id or "case0001", {name: str(source.resolve())})]
+    return [_whole(source, name, case_id)]
 
 
 def require_apart(out: Path, source: Path, cases: Iterable[Case]) -> None:
@@ -89,7 +91,11 @@ def _image_sets(source: Path, name: str, case_id: str | None) -> list[Case]:
                 got=f"{len(left_out)} without",
             )
         return cases
-    return [Case(case_id or "case0001", {name: str(source.resolve())})]
+    return [_whole(source, name, case_id)]
+
+
+def _whole(source: Path, name: str, case_id: str | None) -> Case:
+    return Case(case_id or "case0001", {name: str(source.resolve())})
 
 
 def _single_input(workflow: CompiledWorkflow) -> str:

@@ -40,8 +40,8 @@ class InputSpec:
 
     @property
     def as_images(self) -> bool:
-        """Whether the input is a set of weighted images with their settings."""
-        return self.kind == "images"
+        """Whether the input is a set of files whose names matter, one case together."""
+        return self.kind in ("images", "folder")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ TABLE_SUFFIXES = (".json", ".csv")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RESERVED = {"case.json", "object.json"}
-_FILE, _IMAGES = "file", "images"
-LOADERS = {_FILE: "load_volume", _IMAGES: "load_weighted"}
+_FILE, _IMAGES, _FOLDER = "file", "images", "folder"
+LOADERS = {_FILE: "load_volume", _IMAGES: "load_weighted", _FOLDER: "train_centerline"}
 """What a key holds that is not loaded yet → the step that loads it."""
 
 _NO_IMAGE = ("table", "document")
@@ -111,7 +111,7 @@ class _Compiler:
 
     def steps(self) -> list[CompiledStep]:
         for name, model in self.spec.inputs.items():
-            self.kinds[name] = model.kind if model.kind in ("table", _IMAGES) else _FILE
+            self.kinds[name] = model.kind if model.kind in ("table", _IMAGES, _FOLDER) else _FILE
         count = len(self.spec.toml.data["step"]) if self.spec.steps else 0
         self.sure = not self.spec.problems
         done = [self._step(i, self.spec.steps[i]) for i in range(count) if i in self.spec.steps]

@@ -105,7 +105,7 @@ class InputModel(BaseModel):
     """``[inputs.NAME]``."""
 
     model_config = _MODEL
-    kind: Literal["volume", "labels", "images", "table"] = "volume"
+    kind: Literal["volume", "labels", "images", "folder", "table"] = "volume"
     help: Prose = ""
     optional: bool = False
 
