@@ -34,6 +34,8 @@ HOST_ALLOWED = {
     ("qmri/perk_kernel.py", "_host"),
     # the images that a model is trained for cross once: samples are drawn on the host
     ("qmri/perk.py", "_train_as_published"),
+    # trees are on the host: some numbers for each of their points cross
+    ("centerline/sections.py", "_host"),
 }
 """Functions that may bring a tensor to the host, and why."""
 
