@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-__all__ = ["histogram_svg", "outliers", "share_bar_svg", "strip_svg", "ticks"]
+__all__ = ["histogram_svg", "outliers", "share_bar_svg", "strip_svg", "tick_text", "ticks"]
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -23,7 +23,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(i * step, 12) + 0.0 for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _tick_text(value: float) -> str:
+def tick_text(value: float) -> str:
     """Return a short number: 2500000 as ``"2.5M"``."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
@@ -46,7 +46,7 @@ def _axis(low: float, high: float, width: int, y: float, unit: str) -> list[str]
         anchor = "start" if x < 14 else "end" if x > width - 14 else "middle"
         out.append(f'<line class="axis" x1="{x:.1f}" y1="{y:.1f}" x2="{x:.1f}" y2="{y + 4:.1f}"/>')
         out.append(
-            f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{_tick_text(tick)}</text>'
+            f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="{anchor}">{tick_text(tick)}</text>'
         )
     if unit:
         out.append(f'<text x="{width}" y="{y + 29:.1f}" text-anchor="end">{escape(unit)}</text>')
