@@ -63,8 +63,7 @@ def test_the_bytes_are_the_same_and_declare_doubles():
     content = graphml_bytes(small_tree())
     assert content == graphml_bytes(small_tree())
     root = parse_xml(content, "GraphML file")
-    space = "{http://graphml.graphdrawing.org/xmlns}"
-    kinds = {key.get("attr.name"): key.get("attr.type") for key in root.iter(f"{space}key")}
+    kinds = {key.get("attr.name"): key.get("attr.type") for key in root.iter("key")}
     assert {name: kinds[name] for name in ("x_mm", "radius_mm", "length_mm", "structure")} == {
         "x_mm": "double", "radius_mm": "double", "length_mm": "double", "structure": "long",
     }  # fmt: skip
