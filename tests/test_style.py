@@ -34,6 +34,11 @@ HOST_ALLOWED = {
     ("qmri/perk_kernel.py", "_host"),
     # the images that a model is trained for cross once: samples are drawn on the host
     ("qmri/perk.py", "_train_as_published"),
+    # the compiled distances and neighbours; tensors of the host alone, nothing is copied
+    ("centerline/distance.py", "_host"),
+    ("centerline/graph.py", "_host"),
+    # torch has no priority queue; the table of neighbours of a graph too small for sweeps crosses
+    ("centerline/solve.py", "_host"),
     # trees are on the host: some numbers for each of their points cross
     ("centerline/sections.py", "_host"),
 }
