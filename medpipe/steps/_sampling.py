@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from medpipe.types import Affine
 
-__all__ = ["sample_grid"]
+__all__ = ["sample_at", "sample_grid"]
 
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 SLAB_VOXELS = 4_000_000
@@ -206,21 +206,40 @@ def _sample_oblique(
 ) -> torch.Tensor:
     """Return `data` at the positions ``m @ (i, j, k, 1)``, slab by slab."""
     real = data.dtype if data.is_floating_point() else torch.float32
-    device, size = data.device, data.shape[1:]
+    device = data.device
     out = torch.empty((data.shape[0], *shape), dtype=data.dtype, device=device)
     j = torch.arange(shape[1], device=device, dtype=real)[None, :, None]
     k = torch.arange(shape[2], device=device, dtype=real)[None, None, :]
-    pick = {"nearest": _pick_nearest, "linear": _pick_linear, "cubic": _pick_cubic}[mode]
     for start, stop in _slabs(shape):
         i = torch.arange(start, stop, device=device, dtype=real)[:, None, None]
         p = [float(r[0]) * i + float(r[1]) * j + float(r[2]) * k + float(r[3]) for r in m[:3]]
-        slab = pick(data, p)
-        inside = torch.ones(p[0].shape, dtype=torch.bool, device=device)
-        for x, n in zip(p, size, strict=True):
-            inside &= (x >= -0.5 - EDGE_TOL) & (x <= n - 0.5 + EDGE_TOL)
-        slab.masked_fill_(~inside, fill)
-        out[:, start:stop] = slab
+        out[:, start:stop] = sample_at(data, p, mode, fill)
     return out
+
+
+def sample_at(data: torch.Tensor, p: list[torch.Tensor], mode: str, fill: float) -> torch.Tensor:
+    """Return `data` at any places.
+
+    Parameters
+    ----------
+    data : Tensor, shape (C, I, J, K)
+        Floating point for ``"linear"`` and ``"cubic"``.
+    p : list of three Tensors of the same shape (X, Y, Z)
+        Voxel coordinates, floating point, on the device of `data`.
+    mode : {"linear", "nearest", "cubic"}
+    fill : float
+        Value outside the field of view.
+
+    Returns
+    -------
+    Tensor, shape (C, X, Y, Z)
+    """
+    pick = {"nearest": _pick_nearest, "linear": _pick_linear, "cubic": _pick_cubic}[mode]
+    out = pick(data, p)
+    inside = torch.ones(p[0].shape, dtype=torch.bool, device=data.device)
+    for x, n in zip(p, data.shape[1:], strict=True):
+        inside &= (x >= -0.5 - EDGE_TOL) & (x <= n - 0.5 + EDGE_TOL)
+    return out.masked_fill_(~inside, fill)
 
 
 def _pick_linear(data: torch.Tensor, p: list[torch.Tensor]) -> torch.Tensor:
