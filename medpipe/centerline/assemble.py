@@ -1,0 +1,93 @@
+"""From what has grown to a tree: short branches pruned, nodes in order."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medpipe.centerline.endpoints import Growth
+from medpipe.centerline.lumen import Floats, Lumen
+
+__all__ = ["prune", "step_lengths_mm"]
+
+
+def step_lengths_mm(lumen: Lumen, growth: Growth) -> Floats:
+    """Return the distance of each node from its parent, voxel to voxel, 0 at roots, (n,)."""
+    x = lumen.positions_mm(growth.voxels)
+    step = np.linalg.norm(x - x[np.maximum(growth.parents, 0)], axis=1)
+    return np.where(growth.parents < 0, 0.0, step)
+
+
+def prune(lumen: Lumen, growth: Growth, *, radii: float, more_mm: float) -> Growth:
+    """Return the tree without short branches that end without another.
+
+    Parameters
+    ----------
+    lumen : Lumen
+    growth : Growth
+        Its requested ends stay; of the ends that were found those are kept that remain.
+    radii, more_mm : float
+        A branch goes if it is shorter, from voxel to voxel, than `radii` times the radius
+        where it leaves plus `more_mm`.
+
+    Notes
+    -----
+    The shortest branch goes first. Where only one branch is then left of two, it becomes
+    one with the branch it continues and counts from where that one leaves. The last
+    branch of a root stays.
+    """
+    parents, n = growth.parents, len(growth.parents)
+    children = np.bincount(parents[parents >= 0], minlength=n)
+    asked = np.zeros(n, bool)
+    asked[growth.asked] = True
+    least = radii * lumen.radius_mm(growth.voxels) + more_mm
+    length = step_lengths_mm(lumen, growth)
+    alive = np.ones(n, bool)
+
+    def terminal(leaf: int) -> tuple[float, int, int]:
+        """Return length of the branch that ends at a leaf, the leaf, and where it leaves."""
+        total, at = 0.0, leaf
+        while True:
+            total += length[at]
+            at = int(parents[at])
+            if children[at] > 1 or parents[at] < 0:
+                return total, leaf, at
+
+    leaves = np.flatnonzero((children == 0) & (parents >= 0) & ~asked)
+    heap = [terminal(leaf) for leaf in leaves.tolist()]
+    heapq.heapify(heap)
+    while heap:
+        total, leaf, start = heapq.heappop(heap)
+        if children[start] == 1 and parents[start] >= 0:  # goes further up by now
+            heapq.heappush(heap, terminal(leaf))
+            continue
+        if children[start] == 1 or total >= least[start] or _passes(leaf, start, asked, parents):
+            continue
+        while leaf != start:
+            alive[leaf] = False
+            leaf = int(parents[leaf])
+        children[start] -= 1
+    return keep_nodes(growth, alive)
+
+
+def _passes(leaf: int, start: int, asked: NDArray[np.bool_], parents: NDArray[np.int64]) -> bool:
+    """Whether a requested end lies between a leaf and where its branch leaves."""
+    while leaf != start:
+        if asked[leaf]:
+            return True
+        leaf = int(parents[leaf])
+    return False
+
+
+def keep_nodes(growth: Growth, alive: NDArray[np.bool_]) -> Growth:
+    """Return the nodes that are alive, numbered anew; their parents must be alive as well."""
+    number = np.cumsum(alive) - 1
+    above = growth.parents[alive]
+    return Growth(
+        voxels=growth.voxels[alive],
+        parents=np.where(above < 0, -1, number[above]),
+        asked=number[growth.asked],
+        found=number[growth.found[alive[growth.found]]],
+    )
