@@ -125,27 +125,20 @@ class VesselTree:
         self, reach_mm: float, *, owners: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.int32] | None]:
         """Return the signed distance to the exact tubes; see `tube_distance`."""
-        shape = self.mask.shape
-        if not len(self.closing):
-            return tube_distance(
-                self.points_mm,
-                self.radius_mm,
-                self.affine,
-                shape,
-                parents=self.parents,
-                reach_mm=reach_mm,
-                owners=owners,
-            )
         ends = self.closing[:, 1]
-        return tube_distance(
+        field, owner = tube_distance(
             np.concatenate([self.points_mm, self.points_mm[ends]]),
             np.concatenate([self.radius_mm, self.radius_mm[ends]]),
             self.affine,
-            shape,
+            self.mask.shape,
             parents=np.concatenate([self.parents, self.closing[:, 0]]),
             reach_mm=reach_mm,
             owners=owners,
         )
+        if owner is not None and len(ends):
+            beyond = owner >= len(self.parents)
+            owner[beyond] = ends[owner[beyond] - len(self.parents)]
+        return field, owner
 
 
 def vessel_tree(
