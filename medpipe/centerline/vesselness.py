@@ -21,7 +21,7 @@ from torch.nn import functional
 from medpipe.centerline.hessian import hessian_slabs, symmetric_eigenvalues
 from medpipe.errors import StepError, UsageError
 
-__all__ = ["CONTRAST", "Method", "Polarity", "tube_response", "vesselness"]
+__all__ = ["CONTRAST", "Method", "Polarity", "checked_volume", "tube_response", "vesselness"]
 
 Method: TypeAlias = Literal["frangi", "sato"]
 Polarity: TypeAlias = Literal["bright", "dark"]
@@ -129,16 +129,14 @@ def _responses(
         yield _fine(out, blocks, image.shape)
 
 
-def _checked(
-    image: torch.Tensor, radius_mm: Sequence[float], method: Method, polarity: Polarity
-) -> torch.Tensor:
-    """Return the image in floating point, dark tubes made bright, or say what is wrong."""
-    if not radius_mm or not all(isfinite(r) and r > 0 for r in radius_mm):
-        raise UsageError("radius_mm is wrong", expected="one or more positive numbers")
-    if method not in ("frangi", "sato"):
-        raise UsageError("unknown method", expected="frangi | sato", got=repr(method)[:40])
-    if polarity not in ("bright", "dark"):
-        raise UsageError("unknown polarity", expected="bright | dark", got=repr(polarity)[:40])
+def checked_volume(image: torch.Tensor) -> torch.Tensor:
+    """Return a volume (I, J, K) in floating point.
+
+    Raises
+    ------
+    StepError
+        If it is no volume, or holds NaN, infinity or complex values.
+    """
     if image.ndim != 3 or 1 in image.shape or image.is_complex():
         raise StepError(
             "tubes are looked for in volumes",
@@ -152,6 +150,20 @@ def _checked(
             expected="finite values",
             hint="replace them before, with nan_to_num or a mask",
         )
+    return data
+
+
+def _checked(
+    image: torch.Tensor, radius_mm: Sequence[float], method: Method, polarity: Polarity
+) -> torch.Tensor:
+    """Return the image in floating point, dark tubes made bright, or say what is wrong."""
+    if not radius_mm or not all(isfinite(r) and r > 0 for r in radius_mm):
+        raise UsageError("radius_mm is wrong", expected="one or more positive numbers")
+    if method not in ("frangi", "sato"):
+        raise UsageError("unknown method", expected="frangi | sato", got=repr(method)[:40])
+    if polarity not in ("bright", "dark"):
+        raise UsageError("unknown polarity", expected="bright | dark", got=repr(polarity)[:40])
+    data = checked_volume(image)
     return -data if polarity == "dark" else data
 
 

@@ -88,7 +88,9 @@ def test_a_tube_answers_alike_on_grids_of_other_spacing(method):
     even = tubes([[-30, -12, -9], [30, 12, 9]], 3.0, (65, 49, 49))
     a = vesselness(even, (1, 1, 1), [3.0], method=method)[16:-16, 12:-12, 8:-8:2]
     b = vesselness(even[..., ::2], (1, 1, 2), [3.0], method=method)[16:-16, 12:-12, 4:-4]
-    assert float((a - b).abs().max()) < 0.05 * float(a.max())
+    on_tube = a > 0.5 * a.max()
+    assert float(((a - b).abs() / a)[on_tube].max()) < 0.04
+    assert float((a - b).abs().max()) < 0.07 * float(a.max())
 
 
 @pytest.mark.parametrize("method", METHODS)
