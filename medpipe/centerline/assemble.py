@@ -20,7 +20,9 @@ def step_lengths_mm(lumen: Lumen, growth: Growth) -> Floats:
     return np.where(growth.parents < 0, 0.0, step)
 
 
-def prune(lumen: Lumen, growth: Growth, *, radii: float, more_mm: float) -> Growth:
+def prune(
+    lumen: Lumen, growth: Growth, *, radii: float, more_mm: float, slim: float = np.inf
+) -> Growth:
     """Return the tree without short branches that end without another.
 
     Parameters
@@ -31,6 +33,8 @@ def prune(lumen: Lumen, growth: Growth, *, radii: float, more_mm: float) -> Grow
     radii, more_mm : float
         A branch goes if it is shorter, from voxel to voxel, than `radii` times the radius
         where it leaves plus `more_mm`.
+    slim : float
+        Only branches go whose median radius is below this share of the radius there.
 
     Notes
     -----
@@ -42,7 +46,8 @@ def prune(lumen: Lumen, growth: Growth, *, radii: float, more_mm: float) -> Grow
     children = np.bincount(parents[parents >= 0], minlength=n)
     asked = np.zeros(n, bool)
     asked[growth.asked] = True
-    least = radii * lumen.radius_mm(growth.voxels) + more_mm
+    radius = lumen.radius_mm(growth.voxels)
+    least = radii * radius + more_mm
     length = step_lengths_mm(lumen, growth)
     alive = np.ones(n, bool)
 
@@ -63,25 +68,25 @@ def prune(lumen: Lumen, growth: Growth, *, radii: float, more_mm: float) -> Grow
         if children[start] == 1 and parents[start] >= 0:  # goes further up by now
             heapq.heappush(heap, terminal(leaf))
             continue
-        if children[start] == 1 or total >= least[start] or _passes(leaf, start, asked, parents):
+        path = _path(leaf, start, parents)
+        stays = total >= least[start] or np.median(radius[path]) >= slim * radius[start]
+        if children[start] == 1 or stays or asked[path].any():
             continue
-        while leaf != start:
-            alive[leaf] = False
-            leaf = int(parents[leaf])
+        alive[path] = False
         children[start] -= 1
-    return keep_nodes(growth, alive)
+    return _keep(growth, alive)
 
 
-def _passes(leaf: int, start: int, asked: NDArray[np.bool_], parents: NDArray[np.int64]) -> bool:
-    """Whether a requested end lies between a leaf and where its branch leaves."""
+def _path(leaf: int, start: int, parents: NDArray[np.int64]) -> list[int]:
+    """Return the nodes from a leaf to below where its branch leaves."""
+    path = []
     while leaf != start:
-        if asked[leaf]:
-            return True
+        path.append(leaf)
         leaf = int(parents[leaf])
-    return False
+    return path
 
 
-def keep_nodes(growth: Growth, alive: NDArray[np.bool_]) -> Growth:
+def _keep(growth: Growth, alive: NDArray[np.bool_]) -> Growth:
     """Return the nodes that are alive, numbered anew; their parents must be alive as well."""
     number = np.cumsum(alive) - 1
     above = growth.parents[alive]

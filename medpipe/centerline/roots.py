@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from medpipe.centerline.assemble import prune
 from medpipe.centerline.endpoints import Growth
 from medpipe.centerline.lumen import Floats, Lumen
 from medpipe.centerline.settings import ROOT_AXES, Point, RootRule
@@ -24,6 +25,9 @@ __all__ = ["contact_roots", "deepest_voxel", "rule_root", "snap_points"]
 
 WIDE = 0.5
 """An end counts as one of the trunk if it is this share of the widest end."""
+BUMP = (4.0, 0.7)
+"""A branch shorter than 4 radii of the one that it leaves, and less than 0.7 times as wide,
+is a bump of a trunk, as a recess of the larynx or a leak; it is no end."""
 
 
 def deepest_voxel(lumen: Lumen, members: NDArray[np.int64]) -> int:
@@ -130,6 +134,7 @@ def rule_root(lumen: Lumen, growth: Growth, rule: RootRule) -> int:
     is where the axis of that end leaves the structure: the farthest voxel of a wide end
     lies on its rim.
     """
+    growth = prune(lumen, growth, radii=BUMP[0], more_mm=0.0, slim=BUMP[1])
     ends = _ends(lumen, growth)
     if not ends:
         return int(growth.voxels[0])
