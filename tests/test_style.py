@@ -41,6 +41,8 @@ HOST_ALLOWED = {
     ("centerline/graph.py", "_host"),
     # torch has no priority queue; the table of neighbours of a graph too small for sweeps crosses
     ("centerline/solve.py", "_host"),
+    # torch has no search through a graph; the table of neighbours crosses
+    ("centerline/topology.py", "_host"),
     # trees are traced on the host; what is known of each foreground voxel crosses once
     ("centerline/prepare.py", "_host"),
     # trees are on the host: some numbers for each of their points cross
