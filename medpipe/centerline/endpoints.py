@@ -199,7 +199,7 @@ def _grow(  # type: ignore[no-untyped-def]
             count += 1
             if automatic:
                 reach = scale * depth[u] + more
-            _cover(u, reach, voxels, covered, low, size, metric, extent)
+                _cover(u, reach, voxels, covered, low, size, metric, extent)
         ends[n_ends] = node[v]
         n_ends += 1
     return voxel, parents, ends[:n_ends], count

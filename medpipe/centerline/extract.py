@@ -9,7 +9,8 @@ branches end at requested or found ends only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,19 +18,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from medpipe.centerline.assemble import prune
 from medpipe.centerline.endpoints import Growth, grow
+from medpipe.centerline.findings import findings_of
+from medpipe.centerline.learned_ends import learned_ends, learned_peaks, learned_roots
 from medpipe.centerline.lumen import Floats, Lumen, Paths
 from medpipe.centerline.prepare import Structure, check_labels, structures_of
 from medpipe.centerline.roots import contact_roots, deepest_voxel, rule_root, snap_points
+from medpipe.centerline.sections import area_radius
 from medpipe.centerline.settings import ExtractionSettings
 from medpipe.centerline.smoothing import smooth_positions
 from medpipe.centerline.tree import CenterlineTree
-from medpipe.errors import StepError
-from medpipe.types import Affine
+from medpipe.errors import StepError, UsageError
+from medpipe.types import Affine, Json
+
+if TYPE_CHECKING:
+    from medpipe.centerline.maps import CenterlineMaps
 
 __all__ = ["ExtractionSettings", "extract_centerline"]
 
-MAX_RADIUS_MM = 100.0
-"""No vessel or airway is wider: lengths beyond are in a wrong unit."""
+Q_FLOOR, Q_POWER = 0.02, 2
+"""With learned maps a mm costs 0.02 + q²: little on the centerline (q = 0), 1 at the wall."""
 
 
 @dataclass
@@ -38,12 +45,14 @@ class _Job:
 
     structure: Structure
     settings: ExtractionSettings
+    maps: CenterlineMaps | None
     groups: list[NDArray[np.int64]]
     roots: dict[int, list[int]] = field(default_factory=dict)
     asked: dict[int, list[int]] = field(default_factory=dict)
-    by_rule: list[int] = field(default_factory=list)
-    left_out: list[int] = field(default_factory=list)
-    loops: dict[int, int] = field(default_factory=dict)
+    small: list[int] = field(default_factory=list)
+    unasked: list[int] = field(default_factory=list)
+    rules: dict[int, str] = field(default_factory=dict)
+    unsupported: int = 0
 
     @property
     def lumen(self) -> Lumen:
@@ -53,7 +62,16 @@ class _Job:
     @property
     def kept(self) -> list[int]:
         """Components that get a tree."""
-        return [c for c in range(len(self.groups)) if c not in set(self.left_out)]
+        gone = {*self.small, *self.unasked}
+        return [c for c in range(len(self.groups)) if c not in gone]
+
+    @property
+    def cost(self) -> torch.Tensor:
+        """Cost per mm of each voxel, float64 (N,)."""
+        if self.maps is None:
+            depth = self.structure.depth_mm.double()
+            return 1 / (depth * depth)
+        return Q_FLOOR + self.structure.cut(self.maps.q).double().clamp(0, 1) ** Q_POWER
 
 
 def extract_centerline(
@@ -62,6 +80,7 @@ def extract_centerline(
     settings: ExtractionSettings | None = None,
     *,
     ostium: torch.Tensor | None = None,
+    maps: CenterlineMaps | None = None,
 ) -> CenterlineTree:
     """Return the centerline tree of each structure of a label map.
 
@@ -76,6 +95,9 @@ def extract_centerline(
     ostium : Tensor (I, J, K), optional
         Mask of what the structures leave, as the aorta for coronary arteries. Each
         connected part of a structure that touches it becomes a root.
+    maps : CenterlineMaps, optional
+        Learned maps on the grid of the labels. They give the cost of paths, roots that
+        neither a point nor the ostium gives, and ends if the settings say so.
 
     Returns
     -------
@@ -89,32 +111,39 @@ def extract_centerline(
         If the label map is unusable (see `check_labels`), a structure fills the volume, a
         point lies outside the mask, two given roots share a component, or a requested end
         lies in a component without the root that was given.
+    UsageError
+        If learned ends are wanted without maps.
     """
     chosen = settings or ExtractionSettings()
     volume = check_labels(labels, affine)
     matrix = np.array(affine, np.float64)
-    if ostium is not None and ostium.shape != volume.shape:
-        raise StepError(
-            "the ostium is not on the grid of the mask",
-            expected=f"shape {tuple(volume.shape)}",
-            got=f"shape {tuple(ostium.shape)}",
-        )
-    jobs = [_job(s, chosen) for s in structures_of(volume, matrix)]
+    others = {"ostium": ostium} if maps is None else {"ostium": ostium, "maps": maps.q}
+    for name, other in others.items():
+        if other is not None and other.shape != volume.shape:
+            raise StepError(
+                f"the {name} and the mask are not on the same grid",
+                expected=f"shape {tuple(volume.shape)}",
+                got=f"shape {tuple(other.shape)}",
+            )
+    if chosen.endpoints == "learned" and maps is None:
+        raise UsageError("endpoints = learned needs maps", hint="use the step centerline_maps")
+    jobs = [_job(s, chosen, maps) for s in structures_of(volume, matrix)]
     _place_points(jobs, chosen)
-    growths = []
     for job in jobs:
         _leave_out(job)
         _find_roots(job, ostium)
-        job.loops = {c: n for c, n in enumerate(job.structure.loops()) if c in job.kept}
-        growths.append(_trees(job))
-    return _tree(jobs, growths, chosen, matrix, volume.shape)
+    tree = _joined(jobs, [_trees(job) for job in jobs], chosen, matrix, volume.shape)
+    area = area_radius(
+        volume, matrix, tree.positions_mm, tree.parents, tree.radius_mm, tree.structures
+    )
+    return replace(tree, area_radius_mm=area, facts=_facts(jobs, tree, chosen))
 
 
-def _job(structure: Structure, settings: ExtractionSettings) -> _Job:
+def _job(structure: Structure, settings: ExtractionSettings, maps: CenterlineMaps | None) -> _Job:
     component = structure.lumen.component
     order = np.argsort(component, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
-    return _Job(structure, settings, groups)
+    return _Job(structure, settings, maps, groups)
 
 
 def _place_points(jobs: Sequence[_Job], settings: ExtractionSettings) -> None:
@@ -145,46 +174,47 @@ def _place_points(jobs: Sequence[_Job], settings: ExtractionSettings) -> None:
 def _leave_out(job: _Job) -> None:
     """Choose the components that are too small, or that no requested end lies in."""
     sizes = [len(g) for g in job.groups]
-    wanted = {int(np.argmax(sizes)), *job.roots, *job.asked}
-    job.left_out = [
-        c
-        for c, size in enumerate(sizes)
-        if size < job.settings.min_component_voxels and c not in wanted
-    ]
+    wanted = {*job.roots, *job.asked}
+    if job.settings.endpoints == "given":
+        job.unasked = [c for c in range(len(sizes)) if c not in wanted]
+        return
+    least, largest = job.settings.min_component_voxels, int(np.argmax(sizes))
+    job.small = [c for c, n in enumerate(sizes) if n < least and c not in {largest, *wanted}]
 
 
 def _find_roots(job: _Job, ostium: torch.Tensor | None) -> None:
-    """Give every component a root: a point, where the ostium touches, or by rule."""
+    """Give every component a root: a point, where the ostium touches, a map or by rule."""
     lumen = job.lumen
+    job.rules = dict.fromkeys(job.roots, "point")
     if ostium is not None:
         for voxel in contact_roots(lumen, job.structure.near(ostium)):
             component = int(lumen.component[voxel])
-            if component not in range(len(job.groups)) or component in job.left_out:
-                continue
-            if job.settings.root_points_mm and component in job.roots:
-                continue
-            job.roots.setdefault(component, []).append(voxel)
-    job.by_rule = [c for c in job.kept if c not in job.roots]
-    if not job.by_rule:
+            if job.rules.setdefault(component, "ostium") == "ostium":
+                job.roots.setdefault(component, []).append(voxel)
+    if job.maps is not None and job.settings.root == "auto":
+        for c, voxel in learned_roots(job.structure, job.maps.root, job.groups).items():
+            if job.rules.setdefault(c, "map") == "map":
+                job.roots[c] = [voxel]
+    by_rule = [c for c in job.kept if c not in job.roots]
+    if not by_rule:
         return
-    starts = {c: deepest_voxel(lumen, job.groups[c]) for c in job.by_rule}
+    starts = {c: deepest_voxel(lumen, job.groups[c]) for c in by_rule}
     shortest, cheapest = _solve(job, list(starts.values()))
     for c, start in starts.items():
-        members = job.groups[c]
-        grown = _grown(job, cheapest, members, [start], (), shortest.total)
+        grown = _grown(job, cheapest, c, [start], (), shortest.total)
         job.roots[c] = [rule_root(lumen, grown, job.settings.root)]
+        job.rules[c] = job.settings.root
 
 
 def _solve(job: _Job, roots: list[int]) -> tuple[Paths, Paths]:
     """Return the shortest and the cheapest paths from roots."""
-    depth = job.structure.depth_mm.double()
-    return job.structure.paths(roots, None), job.structure.paths(roots, 1 / (depth * depth))
+    return job.structure.paths(roots, None), job.structure.paths(roots, job.cost)
 
 
 def _grown(
     job: _Job,
     paths: Paths,
-    members: NDArray[np.int64],
+    component: int,
     roots: Sequence[int],
     asked: Sequence[int],
     distance_mm: Floats | None,
@@ -192,25 +222,43 @@ def _grown(
     """Return the pruned tree of one component."""
     s, voxel_mm = job.settings, job.lumen.voxel_mm
     grown = grow(
-        job.lumen, paths, members, roots, asked=asked, distance_mm=distance_mm,
+        job.lumen,
+        paths,
+        job.groups[component],
+        roots,
+        asked=asked,
+        distance_mm=distance_mm,
         ball_mm=(s.ball_scale, s.ball_voxels * voxel_mm),
-    )  # fmt: skip
+    )
     return prune(job.lumen, grown, radii=s.prune_radii, more_mm=s.prune_voxels * voxel_mm)
 
 
 def _trees(job: _Job) -> list[Growth]:
     """Return the tree of each component that is kept."""
-    kept = job.kept
-    roots = [v for c in kept for v in job.roots[c]]
-    shortest, cheapest = _solve(job, roots)
-    distance = None if job.settings.endpoints == "given" else shortest.total
-    return [
-        _grown(job, cheapest, job.groups[c], job.roots[c], job.asked.get(c, ()), distance)
-        for c in kept
-    ]
+    if not job.kept:
+        return []
+    shortest, cheapest = _solve(job, [v for c in job.kept for v in job.roots[c]])
+    how = job.settings.endpoints
+    peaks = np.empty(0, np.int64)
+    if how == "learned" and job.maps is not None:
+        peaks = learned_peaks(job.structure, job.maps.endpoint)
+    out = []
+    for c in job.kept:
+        roots, asked = job.roots[c], job.asked.get(c, [])
+        grown = _grown(job, cheapest, c, roots, asked, None if how == "given" else shortest.total)
+        if how == "learned" and job.maps is not None and len(grown.voxels) > len(roots):
+            own = peaks[job.lumen.component[peaks] == c]
+            tips = grown.voxels[grown.found]
+            ends = learned_ends(job.structure, tips, own, job.maps.endpoint)
+            if not ends and not asked:
+                ends = [int(tips[np.argmax(shortest.total[tips])])]
+                job.unsupported += 1
+            grown = _grown(job, cheapest, c, roots, [*asked, *ends], None)
+        out.append(grown)
+    return out
 
 
-def _tree(
+def _joined(
     jobs: Sequence[_Job],
     growths: Sequence[Sequence[Growth]],
     settings: ExtractionSettings,
@@ -241,3 +289,32 @@ def _tree(
         affine=affine,
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),
     )
+
+
+def _facts(
+    jobs: Sequence[_Job], tree: CenterlineTree, settings: ExtractionSettings
+) -> dict[str, Json]:
+    """Return settings, counts and findings."""
+    loops = [sum(n for c, n in enumerate(job.structure.loops()) if c in job.kept) for job in jobs]
+    given = bool(settings.root_points_mm)
+    rules = [job.rules[c] for job in jobs for c in job.kept]
+    findings = findings_of(
+        tree,
+        [job.structure for job in jobs],
+        loops_found=sum(loops),
+        loops_kept=len(tree.closing),
+        left_out=sum(len(job.small) for job in jobs),
+        left_out_voxels=sum(len(job.groups[c]) for job in jobs for c in job.small),
+        unasked=sum(len(job.unasked) for job in jobs),
+        rootless=sum(given and r != "point" for r in rules),
+        unsupported=sum(job.unsupported for job in jobs),
+    )
+    return {
+        "settings": settings.facts(),
+        "structures": [job.lumen.value for job in jobs],
+        "components": len(rules),
+        "roots": {rule: rules.count(rule) for rule in sorted(set(rules))},
+        "loops_found": sum(loops),
+        "loops_kept": len(tree.closing),
+        "findings": [f.to_dict() for f in findings],
+    }

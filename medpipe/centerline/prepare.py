@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,19 @@ class Structure:
         i, j, k = (self.graph.voxels + torch.from_numpy(self.lumen.origin).to(volume.device)).T
         return volume[i.long(), j.long(), k.long()]
 
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """Where the structure lies in the volume."""
+        ends = self.lumen.origin + np.array(self.lumen.shape)
+        return tuple(slice(a, b) for a, b in zip(self.lumen.origin, ends, strict=True))
+
+    def dense(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values (N,) as an array over the box, 0 elsewhere."""
+        out = values.new_zeros(self.lumen.shape)
+        i, j, k = self.graph.voxels.long().T
+        out[i, j, k] = values
+        return out
+
     def near(self, mask: torch.Tensor) -> NDArray[np.bool_]:
         """Return which voxels lie in a mask (I, J, K) or touch it, (N,)."""
         low = self.lumen.origin - 1
@@ -69,9 +83,9 @@ class Structure:
         """Return the values of a volume at the voxels on the host, (N,)."""
         return _host(self.cut(volume)).astype(np.float64)
 
-    def paths(self, roots: list[int], cost: torch.Tensor | None) -> Paths:
+    def paths(self, roots: Sequence[int], cost: torch.Tensor | None) -> Paths:
         """Return the cheapest paths from roots; without a cost the shortest in mm."""
-        starts = torch.tensor(roots, dtype=torch.int64, device=self.depth_mm.device)
+        starts = torch.tensor(list(roots), dtype=torch.int64, device=self.depth_mm.device)
         found = shortest_paths(self.graph, cost, starts)
         per_mm = torch.ones_like(found.distance) if cost is None else cost
         return Paths(
