@@ -31,7 +31,7 @@ __all__ = ["ParameterInfo", "StepInfo", "check_parameters", "describe_step"]
 _SKIPPED = {"self", "keys", "allow_missing_keys"}
 _MAKES = ("volume", "labels", "table", "document")
 _DOCUMENT_SUFFIX = re.compile(r"(\.[a-z][a-z0-9]{0,15}){1,2}")
-_TAKEN_SUFFIXES = (".nii", ".nii.gz", ".json", ".csv", ".png")
+_TAKEN_SUFFIXES = (".nii", ".nii.gz", ".csv", ".png")
 _ATTRIBUTES: Mapping[str, Json | tuple[str, ...]] = {
     "version": None,
     "reads": (),

@@ -129,7 +129,7 @@ def test_mistakes_are_named_with_their_line(meshes: Path, text: str, message: st
         ("makes = 'document'; suffix = ('.vtp',)", "suffix of a document is missing"),
         ("makes = 'document'; suffix = str(1)", "class attribute suffix is not a literal"),
         ("makes = 'document'; suffix = '.nii.gz'", "suffix is one of images, tables and pictures"),
-        ("makes = 'document'; suffix = '.mesh.json'", "suffix is one of images, tables"),
+        ("makes = 'document'; suffix = '.mesh.csv'", "suffix is one of images, tables"),
         ("makes = 'table'; suffix = '.vtp'", "suffix is for steps that make a document"),
         ("suffix = '.vtp'", "suffix is for steps that make a document"),
     ],
@@ -140,3 +140,11 @@ def test_a_class_that_breaks_the_contract(install: Install, attributes: str, mes
     with pytest.raises(StepError) as caught:
         describe_step("bad")
     assert message in str(caught.value)
+
+
+def test_a_document_may_be_json(install: Install) -> None:
+    source = "class Treed:\n    version = '1'; makes = 'document'; suffix = '.json'\n"
+    source += "    def __init__(self, keys, allow_missing_keys=False): ...\n"
+    install("trees", {"trees.py": source}, steps={"mesh": "trees:Treed"})
+    workflow = compiled('save = "tree.json"\n')
+    assert workflow.steps[1].save == (SaveSpec("surface", "tree.json"),)
