@@ -137,6 +137,8 @@ def test_wrong_arguments_are_refused():
         distance_transform(torch.ones(3, 3, 3), (1, 0, 1))
     with pytest.raises(UsageError, match="method"):
         distance_transform(torch.ones(3, 3, 3), 1, method="fast")
+    with pytest.raises(UsageError, match="works on the host"):
+        distance_transform(torch.ones(3, 3, 3, device="meta"), 1, method="compiled")
 
 
 @pytest.mark.gpu
