@@ -8,12 +8,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from medpipe.centerline.branching import generations
 from medpipe.centerline.tree import CenterlineTree
 from medpipe.errors import UsageError
 from medpipe.figures.colours import hex_colour, label_colour
 from medpipe.figures.svg import ticks
 
-__all__ = ["NodeColours", "branch_generations", "node_colours"]
+__all__ = ["NodeColours", "node_colours"]
 
 _POINTS = (
     (0.00, (255, 84, 84)),
@@ -63,15 +64,6 @@ class NodeColours:
         return dict(sorted(found.items()))
 
 
-def branch_generations(tree: CenterlineTree) -> NDArray[np.int64]:
-    """Return how many branches lie between each branch and its root, (B,)."""
-    above = np.zeros(len(tree.branches), np.int64)
-    for branch in tree.branches:
-        if branch.parent >= 0:
-            above[branch.id] = above[branch.parent] + 1
-    return above
-
-
 def node_colours(tree: CenterlineTree, colour: str) -> NodeColours:
     """Return the colours of a tree.
 
@@ -97,7 +89,7 @@ def node_colours(tree: CenterlineTree, colour: str) -> NodeColours:
 
 
 def _by_generation(tree: CenterlineTree) -> NodeColours:
-    generation = branch_generations(tree)
+    generation = np.array(generations(tree), np.int64)
     of = tree.branch_of
     level = np.where(of >= 0, generation[of] if len(generation) else 0, 0)
     count = int(level.max(initial=0)) + 1

@@ -17,6 +17,7 @@ from medpipe.errors import UsageError
 from medpipe.figures.chart import SERIES_COLOURS, Line, line_chart_svg, polyline_path
 from medpipe.figures.drawing import encode_png, scale_bar_mm
 from medpipe.figures.projection import (
+    cut_to_box,
     maximum_projection,
     plane_of_box,
     points_to_px,
@@ -33,7 +34,7 @@ __all__ = ["Background", "Colouring", "longest_paths", "profiles_svg", "tree_svg
 Colouring: TypeAlias = Literal["generation", "radius", "structure"]
 Background: TypeAlias = Literal["mask", "image"]
 
-_WIDTH = 1240
+_WIDTH, _LEAST_WIDTH = 1240, 900
 _MARGIN = 14
 _GAP = 10
 _HEADER = 38
@@ -43,7 +44,7 @@ _LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}
 _NAMES = {"axial": "from below", "coronal": "from the front", "sagittal": "from the left"}
 _FINEST, _PER_VOXEL = 2.0, 0.6
 """Pixels of the background: at most so many for one of the picture, at least so many voxels."""
-_BAR_ROOM = 420.0
+_BAR_ROOM = 400.0
 _DIRECTION_NODES = 6
 _MASK_GREY = 0.66
 """Brightness of a mask below the curves, so that they stand out."""
@@ -108,26 +109,28 @@ def tree_svg(
         )  # fmt: skip
     colours = node_colours(tree, colour)
     box = _box(tree)
-    planes, places = _layout(box)
+    planes, width = _layout(box)
     height = _HEADER + max(p.size_px[1] for p in planes) + _FOOTER
     text = title or _counts(tree)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        f'width="{_WIDTH}" height="{height}" role="img" aria-label="{escape(text)}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img" aria-label="{escape(text)}">'
         f"<style>{_STYLE}</style><title>{escape(text)}</title>"
-        f'<rect class="ground" width="{_WIDTH}" height="{height}"/>'
+        f'<rect class="ground" width="{width}" height="{height}"/>'
         f'<text class="title" x="{_MARGIN}" y="25">{escape(text)}</text>'
     ]
     ends = [int(path[-1]) for path in longest_paths(tree, named_ends)]
-    affine = np.asarray(tree.affine)
-    shown = image > 0 if background == "mask" else image
-    for plane, x in zip(planes, places, strict=True):
+    shown, affine = cut_to_box(image, np.asarray(tree.affine), box)
+    shown = shown > 0 if background == "mask" else shown
+    x = (width - sum(p.size_px[0] for p in planes) - 2 * _GAP) / 2
+    for plane in planes:
         grey, cell = _background(shown, affine, plane, box, background, window)
         parts.append(f'<g transform="translate({x:.1f} {_HEADER})">')
         parts += [*_ground(plane, grey, cell), *_curves(tree, plane, colours), *_marks(plane)]
         parts += [*_numbers(tree, plane, ends), "</g>"]
+        x += plane.size_px[0] + _GAP
     parts += _legend(tree, colours, height - _FOOTER + 28)
-    parts += _scale_bar(planes[0].mm_per_px, height - _FOOTER + 28)
+    parts += _scale_bar(planes[0].mm_per_px, width - _MARGIN, height - _FOOTER + 28)
     return "".join([*parts, "</svg>\n"]).encode()
 
 
@@ -152,20 +155,16 @@ def _box(tree: CenterlineTree) -> NDArray[np.float64]:
     return np.stack([middle - side / 2, middle + side / 2], 1)
 
 
-def _layout(box: NDArray[np.float64]) -> tuple[list[Plane], list[float]]:
-    """Return the three planes at one scale and the left edge of each."""
+def _layout(box: NDArray[np.float64]) -> tuple[list[Plane], int]:
+    """Return the three planes at one scale, side by side, and the width of the picture."""
     side = box[:, 1] - box[:, 0]
     room = _WIDTH - 2 * _MARGIN - 2 * _GAP
     wide = sum(float(side[col]) for _, col, _ in VIEW_AXES.values())
     tall = max(float(side[row]) for _, _, row in VIEW_AXES.values())
     mm_per_px = max(wide / (room - 3), tall / _TALLEST)
     planes = [plane_of_box(view, box, mm_per_px) for view in VIEW_AXES]
-    spare = room - sum(p.size_px[0] for p in planes)
-    places, x = [], _MARGIN + 0.0
-    for plane in planes:
-        places.append(x)
-        x += plane.size_px[0] + _GAP + spare / 2
-    return planes, places
+    used = sum(p.size_px[0] for p in planes) + 2 * _GAP + 2 * _MARGIN
+    return planes, max(used, _LEAST_WIDTH)
 
 
 def _background(
@@ -255,10 +254,10 @@ def _marks(plane: Plane) -> list[str]:
     return out
 
 
-def _scale_bar(mm_per_px: float, y: float) -> list[str]:
+def _scale_bar(mm_per_px: float, right: float, y: float) -> list[str]:
     """Return the scale bar of all three views, at the right end of the last line."""
     length_mm = scale_bar_mm(_BAR_ROOM * mm_per_px)
-    length, right = length_mm / mm_per_px, _WIDTH - _MARGIN
+    length = length_mm / mm_per_px
     return [
         f'<rect x="{right - length:.1f}" y="{y - 8:.1f}" width="{length:.1f}" height="4" '
         f'fill="#ffffff"/><text class="strong" x="{right - length - 8:.1f}" y="{y - 1:.1f}" '

@@ -19,7 +19,7 @@ from medpipe.types import Affine
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["maximum_projection", "plane_of_box", "points_to_px", "shaded_mask"]
+__all__ = ["cut_to_box", "maximum_projection", "plane_of_box", "points_to_px", "shaded_mask"]
 
 _TOWARDS = {"axial": -1.0, "coronal": 1.0, "sagittal": -1.0}
 """Where the viewer stands on the axis across the plane: below, in front, on the left."""
@@ -43,6 +43,22 @@ def points_to_px(plane: Plane, points_mm: NDArray[np.float64]) -> NDArray[np.flo
     centre = np.array(plane.centre_mm)
     middle = (np.array(plane.size_px) - 1) / 2
     return middle + (centre - points_mm[:, [col, row]]) / plane.mm_per_px
+
+
+def cut_to_box(
+    volume: torch.Tensor, affine: Affine, box_mm: NDArray[np.float64]
+) -> tuple[torch.Tensor, Affine]:
+    """Return the part of a volume (I, J, K) around a box (3, 2) in mm, and its affine."""
+    corners = np.array(np.meshgrid(*box_mm, indexing="ij")).reshape(3, -1)
+    inverse = np.linalg.inv(affine)
+    index = inverse[:3, :3] @ corners + inverse[:3, 3:4]
+    size = np.array(volume.shape)
+    start = np.clip(np.floor(index.min(1)) - 1, 0, size - 1).astype(int)
+    stop = np.clip(np.ceil(index.max(1)) + 2, start + 1, size).astype(int)
+    part = volume[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    moved = np.array(affine, np.float64)
+    moved[:3, 3] += moved[:3, :3] @ start
+    return part, moved
 
 
 def shaded_mask(mask: torch.Tensor, affine: Affine, plane: Plane) -> NDArray[np.uint8]:
@@ -185,21 +201,15 @@ def _straight(volume: Canonical, box_mm: NDArray[np.float64]) -> Canonical:
     sides = np.abs(np.diagonal(volume.affine)[:3])
     leaning = np.abs(volume.affine[:3, :3] - np.diag(np.diagonal(volume.affine)[:3])).max()
     if leaning <= _OBLIQUE * sides.min():
-        first = (box_mm[:, 0] - volume.affine[:3, 3]) / sides
-        last = (box_mm[:, 1] - volume.affine[:3, 3]) / sides
-        size = np.array(volume.data.shape)
-        start = np.clip(np.floor(first), 0, size - 1).astype(int)
-        stop = np.clip(np.ceil(last) + 1, start + 1, size).astype(int)
-        part = volume.data[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
-        affine = np.diag([*np.diagonal(volume.affine)[:3], 1.0])
-        affine[:3, 3] = volume.affine[:3, 3] + start * np.diagonal(volume.affine)[:3]
-        return Canonical(part, affine)
+        affine = np.diag(np.append(np.diagonal(volume.affine)[:3], 1.0))
+        affine[:3, 3] = volume.affine[:3, 3]
+        return Canonical(*cut_to_box(volume.data, affine, box_mm))
     extent = box_mm[:, 1] - box_mm[:, 0]
     spacing = max(
         float(np.linalg.norm(volume.affine[:3, :3], axis=0).min()), extent.max() / _MIP_SIDE
     )
     shape = np.maximum(1, np.ceil(extent / spacing)).astype(int)
-    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine = np.diag(np.array([spacing, spacing, spacing, 1.0], np.float64))
     affine[:3, 3] = box_mm[:, 0] + spacing / 2
     to_index = np.linalg.inv(volume.affine) @ affine
     theta = _grid_theta(to_index, np.array(volume.data.shape), shape)

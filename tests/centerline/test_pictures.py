@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from medpipe.centerline.palette import branch_generations, node_colours
+from medpipe.centerline.palette import node_colours
 from medpipe.centerline.pictures import longest_paths, profiles_svg, tree_svg
 from medpipe.centerline.tree import CenterlineTree
 from medpipe.errors import UsageError
@@ -131,18 +132,6 @@ def test_the_curves_pass_the_nodes_in_the_colour_of_their_generation() -> None:
     )
 
 
-def test_generations_count_the_branches_above() -> None:
-    tree = grown(5)
-    import networkx as nx
-
-    by_walk = [
-        len({b for b in tree.branch_of[nx.shortest_path(tree.graph, 0, int(branch.nodes[-1]))[1:]]})
-        - 1
-        for branch in tree.branches
-    ]
-    assert branch_generations(tree).tolist() == by_walk
-
-
 def test_a_closing_edge_is_dashed_and_explained() -> None:
     open_, ring = line([12, 8, 9]), line([12, 8, 9], [(18, 27)])
     for tree, count in ((open_, 0), (ring, 1)):
@@ -160,7 +149,7 @@ def test_every_edge_has_exactly_one_colour(colour: str) -> None:
         (int(a), int(b))
         for chains in node_colours(tree, colour).runs(tree).values()
         for chain in chains
-        for a, b in zip(chain[:-1], chain[1:], strict=True)
+        for a, b in itertools.pairwise(chain)
     )
     assert seen == sorted((int(p), n) for n, p in enumerate(tree.parents) if p >= 0)
 
@@ -234,7 +223,7 @@ def test_the_longest_paths_start_where_others_left_and_end_farthest() -> None:
     ends = [tree.distance_mm[p[-1]] for p in paths]
     assert ends == sorted(ends, reverse=True)
     assert ends[0] == tree.distance_mm.max()
-    edges = [(int(a), int(b)) for p in paths for a, b in zip(p[:-1], p[1:], strict=True)]
+    edges = [(int(a), int(b)) for p in paths for a, b in itertools.pairwise(p)]
     assert sorted(edges) == sorted((int(p), n) for n, p in enumerate(tree.parents) if p >= 0)
     assert [len(p) for p in longest_paths(tree, 3)] == [len(p) for p in paths[:3]]
 

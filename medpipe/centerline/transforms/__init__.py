@@ -1,0 +1,1 @@
+"""The MONAI transforms of this package, array and dictionary."""
