@@ -43,6 +43,8 @@ HOST_ALLOWED = {
     ("centerline/solve.py", "_host"),
     # torch has no search through a graph; the table of neighbours crosses
     ("centerline/topology.py", "_host"),
+    # no library thins on a GPU; one byte per voxel of a box around the mask crosses
+    ("centerline/metrics/voxel_facts.py", "_host"),
     # trees are traced on the host; what is known of each foreground voxel crosses once
     ("centerline/prepare.py", "_host"),
     # trees are on the host: some numbers for each of their points cross
