@@ -346,6 +346,58 @@ def retina_oct(
 
 
 @app.command
+def vessels(
+    folder: Path,
+    /,
+    *,
+    kind: Literal["mask", "cta", "mra", "airway"] = "mask",
+    walls: Literal["clean", "rough", "very-rough", "kissing"] = "clean",
+    cases: int = 2,
+    seed: int = 0,
+    size: int = 256,
+    ostium: bool = False,
+) -> int:
+    """Write random vessel trees or airways as NIfTI, the true masks and centerlines, cases.csv.
+
+    Each case has centerline.csv with the exact curve: a node a line, its place and radius in
+    mm, and the line of its parent counted from 0. Images have truth.nii.gz.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    kind : {"mask", "cta", "mra", "airway"}
+        Masks alone, CT or MR angiographies, or chest CTs.
+    walls : {"clean", "rough", "very-rough", "kissing"}
+        Smooth walls, noise of 0.45 or 0.8 voxel (masks alone), or vessels that touch.
+    cases : int
+        How many.
+    seed : int
+        Chooses the trees.
+    size : int
+        Voxels along the longest axis: 0.5 mm each, and 320 mm in all with airway.
+    ostium : bool
+        Let the trees of masks leave a large vessel, written as ostium.nii.gz.
+    """
+    from medpipe.io.case import Case
+    from medpipe.io.manifest import write_manifest
+    from medpipe.phantoms.vessel_folder import write_vessel_folder
+
+    _must_be_empty(folder)
+    with console(stderr=True).status("simulating trees"):
+        made = write_vessel_folder(
+            folder, kind=kind, walls=walls, cases=cases, seed=seed, size=size, ostium=ostium
+        )
+    rows = [
+        Case(name, {role: str(path) for role, path in files.items() if role != "centerline"})
+        for name, files in made
+    ]
+    write_manifest(folder / "cases.csv", rows)
+    print(f"{folder / 'cases.csv'}: {len(rows)} cases")
+    return 0
+
+
+@app.command
 def nifti_folder(folder: Path, /, *, subjects: int = 3, seed: int = 0, matrix: int = 96) -> int:
     """Write a folder of NIfTI images, good ones and damaged ones, for nifti-check.
 

@@ -6,6 +6,7 @@ daughters that keep clear of everything else the one that ends in the emptiest p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from medpipe.jit import compiled
 
-__all__ = ["Growth", "GrowthPlan", "surface_gap"]
+__all__ = ["Branch", "Growth", "GrowthPlan", "evenly", "surface_gap"]
 
 Array = NDArray[np.float64]
 
@@ -49,6 +50,8 @@ class GrowthPlan:
         How many contacts to seek, with a margin below 0.
     inset : float
         Depth of the root below the face of the box that it enters by.
+    length : float
+        Length of the branches compared with what fills the box.
     """
 
     extent: Array
@@ -58,6 +61,7 @@ class GrowthPlan:
     margin: float
     touches: int = 0
     inset: float = 0.0
+    length: float = 1.0
 
     @property
     def taper(self) -> float:
@@ -69,12 +73,24 @@ class GrowthPlan:
     @property
     def stretch(self) -> float:
         """Length of the branches compared with those in a box of 256 voxels."""
-        return float(np.clip(np.sqrt(self.extent.min() / 255), 0.3, 2.0))
+        return self.length * float(np.clip(np.sqrt(self.extent.min() / 255), 0.3, 2.0))
 
 
 @dataclass(eq=False)
-class _Branch:
-    """A branch without the node it starts at, which is the last one of its mother."""
+class Branch:
+    """A branch without the node it starts at, which is the last one of its mother.
+
+    Attributes
+    ----------
+    mother : int
+        Number of the branch it leaves, -1 for a trunk, which holds its first node.
+    points : ndarray, shape (M, 3)
+        In voxels.
+    radius : ndarray, shape (M,)
+        In voxels.
+    daughters : tuple of int
+        Numbers of the branches that leave its end.
+    """
 
     mother: int
     points: Array
@@ -104,12 +120,15 @@ class Growth:
         In the order of growth; the first is the trunk.
     blocked : list of (points, radius)
         Obstacles that all but the trunk keep clear of.
+    allowed : callable, optional
+        Points (N, 3) → bool (N,): where branches may run, besides inside the box.
     """
 
     plan: GrowthPlan
     rng: np.random.Generator
-    branches: list[_Branch] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
     blocked: list[tuple[Array, Array]] = field(default_factory=list)
+    allowed: Callable[[Array], NDArray[np.bool_]] | None = None
     start: Array = field(default_factory=lambda: np.zeros(3))
     heading: Array = field(default_factory=lambda: np.zeros(3))
     _touches: int = 0
@@ -126,11 +145,11 @@ class Growth:
         length = self._length(plan.root_radius)
         path = self._curve(self.start, self.heading, length)
         radius = self._narrowing(plan.root_radius, len(path))
-        self.branches.append(_Branch(-1, path, radius))
+        self.branches.append(Branch(-1, path, radius))
 
     def grow(self) -> None:
         """Split the thickest tip until the tree is full."""
-        open_tips = [0]
+        open_tips = [n for n, b in enumerate(self.branches) if not b.daughters]
         while open_tips and len(self.branches) + 2 <= self.plan.branches:
             tip = max(open_tips, key=lambda b: (self.branches[b].radius[-1], -b))
             open_tips.remove(tip)
@@ -164,7 +183,7 @@ class Growth:
         for k, most in ((1, 0.13), (2, 0.05)):
             bend = self._across(heading) * self.rng.uniform(0, most) * length
             path = path + (1 - np.cos(k * np.pi * t))[:, None] * bend
-        return _evenly(path)
+        return evenly(path)
 
     def _across(self, heading: Array) -> Array:
         """Return a random direction perpendicular to `heading`."""
@@ -174,7 +193,7 @@ class Growth:
             if np.linalg.norm(drawn) > 1e-3:
                 return _unit(drawn)
 
-    def _pair(self, tip: int) -> list[_Branch] | None:
+    def _pair(self, tip: int) -> list[Branch] | None:
         """Return two daughters of a tip that have room, the best of those drawn."""
         mother = self.branches[tip]
         least = self.plan.leaf_radius[1] + 0.02
@@ -187,7 +206,7 @@ class Growth:
             if touching is not None:
                 self._touches += 1
                 return touching
-        best: list[_Branch] | None = None
+        best: list[Branch] | None = None
         best_score = -np.inf
         for turn in range(ROUNDS * DRAWS):
             if turn % DRAWS == 0 and best is not None:
@@ -200,9 +219,7 @@ class Growth:
                 best, best_score = pair, score
         return best
 
-    def _touching(
-        self, tip: int, share: float, others: tuple[Array, Array]
-    ) -> list[_Branch] | None:
+    def _touching(self, tip: int, share: float, others: tuple[Array, Array]) -> list[Branch] | None:
         """Return two daughters of which one touches another vessel on its way."""
         mother = self.branches[tip]
         ahead = others[0] - mother.points[-1]
@@ -221,7 +238,7 @@ class Growth:
 
     def _draw_pair(
         self, tip: int, share: float, longer: float, aim: Array | None = None
-    ) -> list[_Branch]:
+    ) -> list[Branch]:
         """Return two daughters, the lesser one on the side of `aim`."""
         mother = self.branches[tip]
         whole, heading = mother.radius[-1], mother.heading
@@ -239,10 +256,10 @@ class Growth:
             towards = np.cos(angle) * heading + np.sin(angle) * sign * side
             length = max(self._length(radius) * longer, _apart(whole) + 3)
             path = self._curve(mother.points[-1], towards, length)[1:]
-            out.append(_Branch(tip, path, self._narrowing(radius, len(path))))
+            out.append(Branch(tip, path, self._narrowing(radius, len(path))))
         return out
 
-    def _lean(self, pair: list[_Branch], others: tuple[Array, Array]) -> list[_Branch]:
+    def _lean(self, pair: list[Branch], others: tuple[Array, Array]) -> list[Branch]:
         """Bend the one that passes nearest to another vessel so that both touch."""
         middles = [slice(len(b.points) * 3 // 10, len(b.points) * 3 // 4) for b in pair]
         gaps = [
@@ -263,14 +280,14 @@ class Growth:
         bump = np.sin(np.pi * t ** (np.log(0.5) / np.log(place))) ** 2
         for _ in range(10):
             shift = (low + high) / 2
-            path = _evenly(branch.points + (shift * bump)[:, None] * towards)
+            path = evenly(branch.points + (shift * bump)[:, None] * towards)
             radius = np.linspace(branch.radius[0], branch.radius[-1], len(path))
             if surface_gap(path, radius, *others, -np.inf) > -overlap:
                 low = shift
             else:
                 high = shift
         out = list(pair)
-        out[n] = _Branch(branch.mother, path, radius)
+        out[n] = Branch(branch.mother, path, radius)
         return out
 
     def _others(self, tip: int) -> tuple[Array, Array]:
@@ -282,7 +299,7 @@ class Growth:
         return np.concatenate([p for p, _ in parts]), np.concatenate([r for _, r in parts])
 
     def _room(
-        self, pair: list[_Branch], mother: _Branch, others: tuple[Array, Array]
+        self, pair: list[Branch], mother: Branch, others: tuple[Array, Array]
     ) -> float | None:
         """Return the least gap to other branches, None where there is no room."""
         near = max(2.0, self.plan.margin)
@@ -291,6 +308,8 @@ class Growth:
         for one, sister in (pair, pair[::-1]):
             rim = (one.radius + BORDER)[:, None]
             if ((one.points < rim) | (one.points > self.plan.extent - rim)).any():
+                return None
+            if self.allowed is not None and not self.allowed(one.points).all():
                 return None
             away = one.points[free:], one.radius[free:]
             if surface_gap(*away, mother.points, mother.radius, near) < near:
@@ -302,7 +321,7 @@ class Growth:
                 return None
         return least
 
-    def _emptiness(self, pair: list[_Branch], others: tuple[Array, Array]) -> float:
+    def _emptiness(self, pair: list[Branch], others: tuple[Array, Array]) -> float:
         """Return how far the two tips are from everything and from each other."""
         ends = [b.points[-1] for b in pair]
         total = 0.5 * float(np.linalg.norm(ends[0] - ends[1]))
@@ -320,7 +339,7 @@ def _apart(radius: float) -> float:
     return 2.5 * radius + 4
 
 
-def _evenly(path: Array) -> Array:
+def evenly(path: Array) -> Array:
     """Return a curve with nodes at equal distances of about `STEP`."""
     arc = np.append(0, np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1)))
     at = np.linspace(0, arc[-1], int(np.ceil(arc[-1] / STEP)) + 1)

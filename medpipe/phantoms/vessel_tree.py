@@ -20,7 +20,7 @@ from medpipe.phantoms.tubes import centred_affine, tube_distance
 from medpipe.phantoms.vessel_growth import Growth, GrowthPlan
 from medpipe.types import Affine
 
-__all__ = ["NOISE_VOXELS", "TreeKind", "VesselTree", "small_tree", "vessel_tree"]
+__all__ = ["NOISE_VOXELS", "TreeKind", "VesselTree", "assemble", "small_tree", "vessel_tree"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -222,7 +222,7 @@ def vessel_tree(
         )
         blob = blob_mm[0] <= 0
     growth.grow()
-    points, radius, parents, branch = _assemble(growth)
+    points, radius, parents, branch = assemble(growth)
     tree = VesselTree(
         points * unit + affine[:3, 3],
         radius * unit,
@@ -294,7 +294,7 @@ def _aorta(growth: Growth, plan: GrowthPlan) -> tuple[Array, Array]:
     return centre + offsets[:, None] * along, np.full(len(offsets), radius)
 
 
-def _assemble(growth: Growth) -> tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]:
+def assemble(growth: Growth) -> tuple[Array, Array, NDArray[np.int64], NDArray[np.int64]]:
     """Return points, radii, parents and branch of all nodes, mothers first."""
     points, radius, parents, branch = [], [], [], []
     last: list[int] = []
