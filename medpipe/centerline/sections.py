@@ -8,8 +8,10 @@ that leaves the volume is open: its length is taken from the rays beside it, and
 more than a quarter are open there is no section to measure. Open too are the rays beside
 an opening that meet the walls of the branch.
 
-Along a ray the border lies where the linearly interpolated mask falls to ½. On a bent
-border that is slightly inside: by 1/(12 R) voxels for a radius of R voxels.
+Along a ray a mask falls from 1 to 0 over about a voxel, interpolated linearly. A ray ends
+where it is ½, but its length is the one that keeps the integral of the mask over the
+plane: the line of ½ runs inside a narrow tube, by 1/(12 R) voxels for a radius of R
+voxels, while the integral is right on the average there too.
 """
 
 from __future__ import annotations
@@ -295,18 +297,10 @@ def _measure(
         astray = rows[lost]
         out.centers_mm[astray] += _way_in(values, window, out.planes[rows])[lost]
         values, inside = _sample(field, out, rows, window, steps)
-    on = (values > 0) & inside
-    at = on.to(torch.uint8).cumprod(-1).sum(-1)  # the first sample outside, S + 1 if none
-    ends = at <= steps
-    at = at.clamp(1, steps)[..., None]
-    before, after = values.gather(-1, at - 1)[..., 0], values.gather(-1, at)[..., 0]
-    closed = ends & inside.gather(-1, at)[..., 0]
-    share = torch.where(closed, before / (before - after).clamp(min=1e-6), 0.0)
-    reach = torch.where(closed, at[..., 0] - 1 + share, 0.0).double()
+    reach, closed = _lengths(values, inside, soft=field.level > 0)
     closed = _without_flanks(reach, closed)
     open_share = 1 - closed.double().mean(-1)
-    seen = on[:, 0, 0]
-    open_share[~seen] = 1.0
+    open_share[(values[:, 0, 0] <= 0) | ~inside[:, 0, 0]] = 1.0
     bridged = _bridge(reach, closed)
     bridged[open_share > MAX_OPEN] = torch.nan
     out.rays_mm[rows] = _host(bridged) * (window / steps)[:, None]
@@ -342,6 +336,32 @@ def _way_in(values: torch.Tensor, window: Array, planes: Array) -> Array:
     angle, reach = _host(ray) * (2 * math.pi / RAYS), _host(middle) * window / steps
     flat = np.stack([np.cos(angle), np.sin(angle)], axis=1) * reach[:, None]
     return np.einsum("pi,pij->pj", flat, planes)
+
+
+def _lengths(
+    values: torch.Tensor, inside: torch.Tensor, *, soft: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the lengths of the rays in steps, (P, RAYS), and which of them end.
+
+    With `soft` a length gives the ray's share ½ length² of the integral of the values,
+    from 0 to 1 again, down to where they stop falling; else it ends where they are 0.
+    """
+    steps = values.shape[-1] - 1
+    place = torch.arange(steps + 1, device=values.device)
+    on = (values > 0) & inside
+    at = on.to(torch.uint8).cumprod(-1).sum(-1)[..., None]  # first outside, S + 1 if none
+    closed = (at <= steps)[..., 0]
+    at = at.clamp(1, steps)
+    closed &= inside.gather(-1, at)[..., 0]
+    if soft:
+        falls = values.diff(dim=-1) <= 0
+        tail = (falls | (place[1:] < at)).to(torch.uint8).cumprod(-1)
+        integral = ((values[..., 1:] + 0.5) * tail * place[1:]).sum(-1)
+        reach = (2 * integral).sqrt()
+    else:
+        before, after = values.gather(-1, at - 1)[..., 0], values.gather(-1, at)[..., 0]
+        reach = at[..., 0] - 1 + before / (before - after).clamp(min=1e-6)
+    return torch.where(closed, reach, 0.0).double(), closed
 
 
 def _without_flanks(reach: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:

@@ -100,11 +100,9 @@ class StraightenedVolume:
         data = self.data if self.data.is_floating_point() else self.data.float()
         pixel = self.affine[0, 0]
         layers = 2 * round(slab_mm / 2 / pixel) + 1
-        half = (width - 1) / 2
-        real = {"dtype": data.dtype, "device": data.device}
-        a = torch.linspace(-1, 1, width, **real)[:, None]  # type: ignore[call-overload]
-        t = torch.arange(layers, **real) - (layers - 1) / 2  # type: ignore[call-overload]
-        t = t / max(half, 1)
+        half = (width - 1) / 2  # 1 at least: planes have three pixels or more
+        a = torch.linspace(-1, 1, width).to(data)[:, None]
+        t = (torch.arange(layers) - (layers - 1) / 2).to(data) / half
         cos, sin = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
         # grid_sample names the last axis first
         grid = torch.stack([a * sin + t * cos, a * cos - t * sin], dim=-1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
 
 from medpipe.centerline.sections import RAYS, area_radius, cross_sections, node_tangents
 from medpipe.errors import StepError
 from medpipe.geometry import affine_from_parts, center_mm, to_mm
+from medpipe.phantoms.vessel_tree import small_tree
 
 
 def grid_mm(affine, shape):
@@ -39,7 +41,7 @@ def sections_of_tube(mask, affine, center, direction, radius, length, **more):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("radius", "tolerance"), [(1.6, 0.06), (3.0, 0.02), (7.0, 0.005)])
+@pytest.mark.parametrize(("radius", "tolerance"), [(1.6, 0.02), (3.0, 0.01), (7.0, 0.003)])
 def test_the_radius_of_a_cylinder_in_any_direction(radius, tolerance, seed):
     affine, direction = oblique([1, 1, 1], seed), unit(seed + 10)
     shape = (48, 48, 48)
@@ -48,7 +50,7 @@ def test_the_radius_of_a_cylinder_in_any_direction(radius, tolerance, seed):
     found = sections_of_tube(mask, affine, center, direction, radius, 18)
     assert (found.open_share == 0).all()
     assert found.equivalent_radius_mm.mean() == pytest.approx(radius, rel=tolerance)
-    assert found.equivalent_radius_mm.std() < tolerance * radius + 0.03
+    assert found.equivalent_radius_mm.std() < 0.1
     outline = found.contours_mm()
     assert outline.shape == (21, RAYS, 3)
     assert np.abs(across(outline, center, direction) - radius).max() < 0.8
@@ -91,7 +93,7 @@ def test_a_sheared_grid():
     center, direction = center_mm(affine, shape), unit(6)
     mask = torch.from_numpy(across(grid_mm(affine, shape), center, direction) <= 5)
     found = sections_of_tube(mask, affine, center, direction, 5, 10)
-    np.testing.assert_allclose(found.equivalent_radius_mm, 5, rtol=0.02)
+    np.testing.assert_allclose(found.equivalent_radius_mm, 5, rtol=0.03)
 
 
 @pytest.mark.parametrize("gap", [1.5, 0.0, -0.5])
@@ -218,3 +220,20 @@ def test_the_gpu_gives_the_same_sections():
     host = sections_of_tube(mask, affine, center, direction, 5, 12)
     device = sections_of_tube(mask.cuda(), affine, center, direction, 5, 12)
     np.testing.assert_allclose(device.rays_mm, host.rays_mm, atol=1e-3)
+
+
+def test_sections_outdo_the_inscribed_ball_where_the_wall_is_rough():
+    """A tree with walls of 0.8 voxel of noise: the ball is too small, the area is not."""
+    truth = small_tree(3, kind="very-rough")
+    mask = torch.from_numpy(truth.mask)
+    distance = distance_transform_edt(truth.mask, sampling=0.5)
+    index = np.rint(to_mm(np.linalg.inv(truth.affine), truth.points_mm)).astype(int)
+    inscribed = distance[tuple(index.T)]
+    found = area_radius(
+        mask, truth.affine, truth.points_mm, truth.parents, inscribed, np.ones(len(inscribed))
+    )
+    wide = truth.radius_mm > 1.5
+    assert np.isfinite(found[wide]).mean() > 0.95
+    bias = np.nanmedian((found / truth.radius_mm)[wide]) - 1
+    assert abs(bias) < 0.05
+    assert np.median((inscribed / truth.radius_mm)[wide]) - 1 < -0.15
