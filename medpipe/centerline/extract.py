@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from medpipe.centerline.assemble import prune
 from medpipe.centerline.endpoints import Growth, grow
 from medpipe.centerline.findings import findings_of
 from medpipe.centerline.learned_ends import learned_ends, learned_peaks, learned_roots
+from medpipe.centerline.loops import close_loops
 from medpipe.centerline.lumen import Floats, Lumen, Paths
 from medpipe.centerline.prepare import Structure, check_labels, structures_of
 from medpipe.centerline.roots import contact_roots, deepest_voxel, rule_root, snap_points
@@ -53,6 +55,7 @@ class _Job:
     unasked: list[int] = field(default_factory=list)
     rules: dict[int, str] = field(default_factory=dict)
     unsupported: int = 0
+    closing: list[NDArray[np.int64]] = field(default_factory=list)
 
     @property
     def lumen(self) -> Lumen:
@@ -64,6 +67,11 @@ class _Job:
         """Components that get a tree."""
         gone = {*self.small, *self.unasked}
         return [c for c in range(len(self.groups)) if c not in gone]
+
+    @cached_property
+    def loops(self) -> list[int]:
+        """Loops of each component."""
+        return self.structure.loops()
 
     @property
     def cost(self) -> torch.Tensor:
@@ -254,8 +262,18 @@ def _trees(job: _Job) -> list[Growth]:
                 ends = [int(tips[np.argmax(shortest.total[tips])])]
                 job.unsupported += 1
             grown = _grown(job, cheapest, c, roots, [*asked, *ends], None)
-        out.append(grown)
+        out.append(_closed(job, cheapest, c, grown))
     return out
+
+
+def _closed(job: _Job, paths: Paths, component: int, grown: Growth) -> Growth:
+    """Return the tree with what closes its loops, where that is wanted."""
+    closing = np.empty((0, 2), np.int64)
+    loops = job.loops[component] if job.settings.loops == "keep" else 0
+    if loops:
+        grown, closing = close_loops(job.lumen, paths, job.groups[component], grown, loops)
+    job.closing.append(closing)
+    return grown
 
 
 def _joined(
@@ -266,16 +284,17 @@ def _joined(
     shape: Sequence[int],
 ) -> CenterlineTree:
     """Return the trees of all structures as one forest."""
-    voxels, parents, positions, radius, values = [], [], [], [], []
+    voxels, parents, positions, radius, values, closing = [], [], [], [], [], []
     count = 0
     for job, grown in zip(jobs, growths, strict=True):
-        for growth in grown:
+        for growth, edges in zip(grown, job.closing, strict=True):
             above = growth.parents
             voxels.append(job.lumen.voxels[growth.voxels] + job.lumen.origin)
             parents.append(np.where(above < 0, -1, above + count))
             positions.append(job.lumen.positions_mm(growth.voxels))
             radius.append(job.lumen.radius_mm(growth.voxels))
             values.append(np.full(len(above), job.lumen.value))
+            closing.append(edges + count)
             count += len(above)
     parent = np.concatenate(parents)
     places = smooth_positions(np.concatenate(positions), parent, settings.smoothing_rounds)
@@ -287,6 +306,7 @@ def _joined(
         area_radius_mm=np.full(count, np.nan),
         structures=np.concatenate(values).astype(np.int64),
         affine=affine,
+        closing=np.concatenate(closing),
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),
     )
 
@@ -295,7 +315,7 @@ def _facts(
     jobs: Sequence[_Job], tree: CenterlineTree, settings: ExtractionSettings
 ) -> dict[str, Json]:
     """Return settings, counts and findings."""
-    loops = [sum(n for c, n in enumerate(job.structure.loops()) if c in job.kept) for job in jobs]
+    loops = [sum(n for c, n in enumerate(job.loops) if c in job.kept) for job in jobs]
     given = bool(settings.root_points_mm)
     rules = [job.rules[c] for job in jobs for c in job.kept]
     findings = findings_of(
