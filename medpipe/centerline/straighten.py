@@ -142,7 +142,7 @@ def straighten(
     points_mm : array (P, 3)
         Points of a smooth curve, RAS+ mm; a spline is laid through them.
     width_mm : float
-        Side of the square planes, rounded up to an odd number of pixels.
+        Side of the square planes, rounded up to an odd number of pixels, 3 at least.
     step_mm : float
         Distance of the planes along the curve.
     pixel_mm : float, optional
@@ -176,7 +176,7 @@ def straighten(
     # a plane lies at the end too where the length is a multiple of the step
     arc = np.arange(math.floor(curve.length_mm / step_mm + 1e-6) + 1) * step_mm
     points, along = curve.at(arc), curve.tangents(arc)
-    half = math.ceil(width_mm / 2 / pixel - 1e-6)
+    half = max(1, math.ceil(width_mm / 2 / pixel - 1e-6))
     grid = np.diag([pixel, pixel, step_mm, 1.0])
     grid[:2, 3] = -half * pixel
     frames = bishop_frames(points, along, start)
