@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
 
 from medpipe.centerline.extract import ExtractionSettings, extract_centerline
+from medpipe.centerline.prepare import check_labels
 from medpipe.centerline.transforms._base import one_channel
 from medpipe.errors import StepError, UsageError
-from medpipe.steps._base import ArrayStep, DictStep, affine_of, check_same_grid, read_key
+from medpipe.steps._base import (
+    ArrayStep,
+    DictStep,
+    affine_of,
+    as_image,
+    check_same_grid,
+    read_key,
+)
+
+if TYPE_CHECKING:
+    from medpipe.centerline.maps import CenterlineMaps
 
 __all__ = ["Centerline", "CenterlineD", "CenterlineDict", "Centerlined"]
 
@@ -70,7 +82,7 @@ class Centerline(ArrayStep):
             min_component_voxels=min_component_voxels,
         )
 
-    def __call__(self, mask: Any, ostium: Any = None) -> bytes:
+    def __call__(self, mask: Any, ostium: Any = None, maps: Any = None) -> bytes:
         """Return the centerlines as a document; `CenterlineTree.from_json` reads it.
 
         Parameters
@@ -79,6 +91,9 @@ class Centerline(ArrayStep):
             Whole numbers; above 0 is inside.
         ostium : MetaTensor (1, I, J, K), optional
             Mask of the vessel that the structure leaves, on the same grid.
+        maps : MetaTensor (3, I, J, K), optional
+            Learned maps: distance, ends, roots, as ``centerline_maps`` makes them. They are
+            computed by the packaged network if ends are learned and there are none.
 
         Raises
         ------
@@ -93,7 +108,16 @@ class Centerline(ArrayStep):
             other, inside = one_channel(ostium, "ostium")
             check_same_grid(image, other, "ostium")
             contact = inside.to(values.device) > 0
-        return extract_centerline(values, affine_of(image), self.settings, ostium=contact).to_json()
+        affine = affine_of(image)
+        learned = None
+        if maps is not None:
+            learned = _maps(image, maps)
+        elif self.settings.endpoints == "learned":
+            from medpipe.centerline.maps import learned_maps
+
+            learned = learned_maps(check_labels(values, affine), affine)
+        found = extract_centerline(values, affine, self.settings, ostium=contact, maps=learned)
+        return found.to_json()
 
     def _chosen(self, values: torch.Tensor) -> torch.Tensor:
         wanted = torch.tensor(self.labels, device=values.device)
@@ -107,6 +131,22 @@ class Centerline(ArrayStep):
                 got=(shown + (", …" if len(present) > 8 else "")) or "an empty mask",
             )
         return chosen
+
+
+def _maps(image: MetaTensor, maps: Any) -> CenterlineMaps:
+    """Return learned maps that an image of three channels holds."""
+    from medpipe.centerline.maps import CenterlineMaps
+
+    other = as_image(maps)
+    check_same_grid(image, other, "image of learned maps")
+    if other.shape[0] != 3:
+        raise StepError(
+            "the image holds no learned maps",
+            expected="three channels, as the step centerline_maps makes them",
+            got=str(other.shape[0]),
+        )
+    q, endpoint, root = other.as_tensor().to(image.device)
+    return CenterlineMaps(q, endpoint, root)
 
 
 def _points(
@@ -133,6 +173,8 @@ class Centerlined(DictStep):
     keys : keys of masks or label maps, replaced by trees
     ostium : str, optional
         Key of a mask of the vessel that the structure leaves: roots are where they touch.
+    maps : str, optional
+        Key of learned maps (``centerline_maps``): they give the cost of paths, and roots.
     labels : list of int, optional
         Label values to look at; by default all above 0.
     root : {"auto", "widest", "superior", "inferior", "left", "right", "anterior", "posterior"}
@@ -141,7 +183,8 @@ class Centerlined(DictStep):
     root_points_mm : list of [x, y, z], optional
         Roots in RAS+ mm, one for a connected part.
     endpoints : {"geodesic", "given", "learned"}
-        Where branches end: found in the mask, at given points only, or by a network.
+        Where branches end: found in the mask, at given points only, or by a network (of
+        `maps`, else the packaged one).
     endpoint_points_mm : list of [x, y, z], optional
         Ends in RAS+ mm that are always reached and never pruned.
     ball_scale, ball_voxels : float
@@ -163,8 +206,8 @@ class Centerlined(DictStep):
     """
 
     version = "1"
-    reads = ("ostium",)
-    optional_reads = ("ostium",)
+    reads = ("ostium", "maps")
+    optional_reads = ("ostium", "maps")
     writes = ()
     files = ()
     makes = "document"
@@ -175,6 +218,7 @@ class Centerlined(DictStep):
         self,
         keys: KeysCollection,
         ostium: str | None = None,
+        maps: str | None = None,
         labels: list[int] | None = None,
         root: Root = "auto",
         root_points_mm: list[list[float]] | None = None,
@@ -191,7 +235,7 @@ class Centerlined(DictStep):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.ostium = ostium
+        self.ostium, self.maps = ostium, maps
         self.step = Centerline(
             labels, root, root_points_mm, endpoints, endpoint_points_mm, ball_scale, ball_voxels,
             prune_radii, prune_voxels, loops, smoothing_rounds, snap_mm, min_component_voxels,
@@ -200,11 +244,12 @@ class Centerlined(DictStep):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of `data` with each mask replaced by its tree."""
         out = dict(data)
-        contact = None
-        if self.ostium is not None and self.ostium in data:
-            contact = read_key(data, self.ostium, "ostium")
+        read = {}
+        for role, name in (("ostium", self.ostium), ("maps", self.maps)):
+            if name is not None and name in data:
+                read[role] = read_key(data, name, role)
         for key in self.key_iterator(out):
-            out[key] = self.step(out[key], contact)
+            out[key] = self.step(out[key], **read)
         return out
 
 
