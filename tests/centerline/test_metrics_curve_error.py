@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,6 +119,21 @@ def test_ratios_of_ways_by_hand():
     assert np.isnan(path_length_ratios(reference, cut, match)).all()
 
 
+def test_a_start_that_only_one_has_is_left_out():
+    # the reference begins 4 mm later than the result, and its tip lies at 20
+    reference = line((4, 0, 0), (12, 0, 0), (20, 0, 0), radius=[2, 1, 1])
+    result = line((0, 1, 0), (20, 1, 0))
+    match = match_leaves(reference, result, voxel_mm=1.0)
+    assert path_length_ratios(reference, result, match, common_start=False).tolist() == [20 / 16]
+    assert path_length_ratios(reference, result, match).tolist() == [1]
+    # and the other way round
+    late = line((8, 1, 0), (20, 1, 0))
+    assert path_length_ratios(reference, late, match).tolist() == [1]
+    # 5 mm are more than two radii: the whole way counts
+    late = line((9, 1, 0), (20, 1, 0))
+    assert path_length_ratios(reference, late, match).tolist() == [11 / 16]
+
+
 @given(st.integers(0, 10**6))
 @settings(max_examples=25)
 def test_a_tree_against_itself_is_perfect(seed):
@@ -193,6 +210,8 @@ def test_the_voxels_of_a_tree_are_looked_at():
     round_about = centerline(ring, [-1, 0, 1, 2, 3, 4, 5, 6], [[0, 7]])
     row = compare_trees(straight, round_about)
     assert (row["loops"], row["removable"], row["cycles"]) == (1, 4, 1)
+    row = compare_trees(straight, round_about, count_removable=False)
+    assert (row["loops"], row["removable"]) == (1, None)
 
 
 def test_the_size_of_a_voxel_is_that_of_the_result():
@@ -213,6 +232,8 @@ def test_a_tree_of_many_nodes_takes_little_time():
     result = LineGraph(
         reference.points_mm + rng.normal(0, 0.2, (5000, 3)), reference.edges, reference.roots
     )
+    started = time.process_time()
     row = compare_trees(reference, result, voxel_mm=0.5)
+    assert time.process_time() - started < 20  # a few seconds
     assert row["missed"] == row["spurious"] == 0
     assert 0.05 < row["error_mm"] < 0.3

@@ -48,6 +48,8 @@ def test_a_fork_by_hand():
     assert Y.cycles == 0
     assert Y.lengths_mm.tolist() == [3, 4, 5, 5]  # 2-3 is (3, 4), 2-4 is (0, 5)
     assert Y.from_root_mm.tolist() == [0, 3, 7, 12, 12, 0]
+    assert Y.root_of.tolist() == [0, 0, 0, 0, 0, 5]
+    assert LineGraph(np.eye(3), [[0, 1]], [1]).root_of.tolist() == [1, 1, -1]
 
 
 def test_a_root_with_two_children_is_a_junction_and_one_with_a_child_no_leaf():

@@ -123,20 +123,68 @@ class _Way:
         return float(self.gap_mm.max(initial=0.0))
 
 
-def path_length_ratios(reference: Any, result: Any, match: LeafMatch) -> NDArray[np.float64]:
+def path_length_ratios(
+    reference: Any, result: Any, match: LeafMatch, *, common_start: bool = True
+) -> NDArray[np.float64]:
     """Return the length from the root to each matched leaf over that of the reference, (P,).
 
-    Each tree is measured from its own root by the shortest way; NaN where there is no way
-    to a root, or none of any length in the reference.
+    Parameters
+    ----------
+    reference, result : LineGraph or tree
+        Each is measured from its own root by the shortest way.
+    match : LeafMatch
+    common_start : bool
+        Whether to leave out the piece at the root that only one of both has: a mask may
+        begin before its reference does. No more than two radii of the reference are left
+        out, so that another root shows.
+
+    Returns
+    -------
+    array (P,)
+        NaN where there is no way to a root, or none of any length in the reference.
     """
-    true = LineGraph.of(reference).from_root_mm[match.pairs[:, 0]]
-    found = LineGraph.of(result).from_root_mm[match.pairs[:, 1]]
-    usable = np.isfinite(true) & np.isfinite(found) & (true > 0)
+    a, b = LineGraph.of(reference), LineGraph.of(result)
+    true, found = a.from_root_mm[match.pairs[:, 0]], b.from_root_mm[match.pairs[:, 1]]
+    if common_start and a.radius_mm is not None:
+        roots = np.stack([a.root_of[match.pairs[:, 0]], b.root_of[match.pairs[:, 1]]], 1)
+        for one, other in np.unique(roots[(roots >= 0).all(axis=1)], axis=0):
+            these = (roots == [one, other]).all(axis=1)
+            most = 2 * float(a.radius_mm[one])
+            true = true - these * _before(a, int(one), b.points_mm[other], most)
+            found = found - these * _before(b, int(other), a.points_mm[one], most)
+    usable = np.isfinite(true) & np.isfinite(found) & (true > 0) & (found > 0)
     return np.divide(found, true, out=np.full(len(true), np.nan), where=usable)
 
 
+def _before(graph: LineGraph, root: int, place_mm: NDArray[np.float64], most_mm: float) -> float:
+    """Return the way from a root to the place of its tree that is nearest to a point.
+
+    0 if that is more than `most_mm`: then the point is not one near the root.
+    """
+    edges = graph.edges[graph.root_of[graph.edges[:, 0]] == root]
+    if not len(edges):
+        return 0.0
+    starts, ends = graph.points_mm[edges[:, 0]], graph.points_mm[edges[:, 1]]
+    along = ends - starts
+    square = (along * along).sum(axis=1)
+    at = ((place_mm - starts) * along).sum(axis=1) / np.where(square > 0, square, 1)
+    at = np.clip(at, 0, 1)
+    gap = np.linalg.norm(place_mm - starts - at[:, None] * along, axis=1)
+    nearest = int(gap.argmin())
+    (a, b), part = edges[nearest], at[nearest] * np.sqrt(square[nearest])
+    way = min(
+        graph.from_root_mm[a] + part,
+        graph.from_root_mm[b] + np.sqrt(square[nearest]) - part,
+    )
+    return float(way) if way <= most_mm else 0.0
+
+
 def compare_trees(
-    reference: Any, result: Any, *, voxel_mm: float | None = None
+    reference: Any,
+    result: Any,
+    *,
+    voxel_mm: float | None = None,
+    count_removable: bool = True,
 ) -> dict[str, float | int | None]:
     """Return all measures of a tree against a reference as one row.
 
@@ -148,6 +196,9 @@ def compare_trees(
         What a `CenterlineTree` says of its voxels is looked at too.
     voxel_mm : float, optional
         Edge of a voxel; of a `CenterlineTree` the cube root of the volume of its voxels.
+    count_removable : bool
+        Whether to count removable voxels: that thins an image, which takes longer than all
+        the rest.
 
     Returns
     -------
@@ -156,8 +207,8 @@ def compare_trees(
         (`match_leaves`); ``error_mm`` and ``p95_mm`` from the result to the reference
         (`curve_errors`); ``coverage``; ``hausdorff_mm``; ``cycles`` of the result as a graph;
         ``bifurcation_mm`` and ``bifurcation_p90_mm``, median and 90th percentile of
-        `bifurcation_errors_mm`; ``length_ratio``, the mean of `path_length_ratios`. Of a
-        result with voxels also ``loops`` of their image and ``removable`` voxels
+        `bifurcation_errors_mm`; ``length_ratio``, the mean of `path_length_ratios` from a
+        common start. Of a result with voxels also ``loops`` of their image and ``removable`` voxels
         (`medpipe.centerline.metrics.voxel_facts`). None where a value is not defined.
 
     Raises
@@ -189,7 +240,7 @@ def compare_trees(
         "loops": None,
         "removable": None,
     }
-    return row | _voxel_facts(result)
+    return row | _voxel_facts(result, count_removable)
 
 
 def _known(value: float) -> float | None:
@@ -206,7 +257,7 @@ def _voxel_mm(result: Any) -> float:
     return float(np.cbrt(abs(np.linalg.det(np.asarray(affine, np.float64)[:3, :3]))))
 
 
-def _voxel_facts(result: Any) -> dict[str, float | int | None]:
+def _voxel_facts(result: Any, count_removable: bool) -> dict[str, float | int | None]:
     """Return what the voxels of a tree are as an image, nothing where it has none."""
     voxels = getattr(result, "voxels", None)
     if voxels is None:
@@ -219,4 +270,5 @@ def _voxel_facts(result: Any) -> dict[str, float | int | None]:
     index = index - index.amin(dim=0)
     mask = torch.zeros(*(index.amax(dim=0) + 1).tolist(), dtype=torch.bool)
     mask[tuple(index.T)] = True
-    return {"loops": loops(mask), "removable": removable_voxels(mask)}
+    removable = removable_voxels(mask) if count_removable else None
+    return {"loops": loops(mask), "removable": removable}

@@ -199,10 +199,27 @@ class LineGraph:
     @cached_property
     def from_root_mm(self) -> NDArray[np.float64]:
         """Length of the shortest way to the next root, inf where there is none, (N,)."""
+        return self._ways[0]
+
+    @cached_property
+    def root_of(self) -> NDArray[np.int64]:
+        """Root that the shortest way leads to, -1 where there is none, (N,)."""
+        return self._ways[1]
+
+    @cached_property
+    def _ways(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        n = len(self.points_mm)
         if not len(self.roots):
-            return np.full(len(self.points_mm), np.inf)
+            return np.full(n, np.inf), np.full(n, -1)
         matrix = self._matrix(np.maximum(self.lengths_mm, np.finfo(float).tiny))
-        return dijkstra(matrix, directed=False, indices=self.roots, min_only=True)
+        length, _, root = dijkstra(
+            matrix,
+            directed=False,
+            indices=self.roots,
+            min_only=True,
+            return_predecessors=True,
+        )
+        return length, np.where(np.isfinite(length), root, -1).astype(np.int64)
 
     def _matrix(self, weights: NDArray[np.float64]) -> Any:
         n = len(self.points_mm)

@@ -119,8 +119,8 @@ def tree_detection_scores(
     """
     truth, found = _same(as_mask(reference), as_mask(result))
     number = torch.as_tensor(branches, device=truth.device).to(torch.long)
-    line = as_mask(number) if skeleton is None else as_mask(skeleton) & (number > 0)
-    _same(truth, line)
+    line = _same(truth, as_mask(number if skeleton is None else skeleton))[1]
+    line = line & (_same(truth, number)[1] > 0)
     if largest:
         found = keep_largest(found, connectivity=3)
     of_branch = number[line]
@@ -164,8 +164,7 @@ def cl_dice(
         lee_skeleton(mask) if given is None else as_mask(given)
         for mask, given in ((truth, reference_skeleton), (found, result_skeleton))
     ]
-    for line in lines:
-        _same(truth, line)
+    lines = [_same(truth, line)[1] for line in lines]
     if not any(bool(line.any()) for line in lines):
         return ClDice(1.0, 1.0, 1.0)
     precision = _hits(lines[1], truth)
