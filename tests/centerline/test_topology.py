@@ -172,11 +172,14 @@ def test_each_component_has_its_own_loops():
     mask[15, 15, 21] = True  # a voxel within the shell
     mask[5:10, 5:10, 50] = True
     mask[7, 7, 50] = False
+    mask[26:29, 26:29, 40:43] = True  # a second cavity, in another component
+    mask[27, 27, 41] = False
     graph = foreground_graph(torch.from_numpy(mask), np.eye(4))
     component = components(graph)
     found = loops_per_component(graph, component)
-    assert len(found) == 4
-    for voxel, loops in {(5, 5, 50): 1, (15, 15, 21): 0, (15, 15, 15): 0, (15, 5, 5): 1}.items():
+    expected = {(5, 5, 50): 1, (15, 15, 21): 0, (15, 15, 15): 0, (15, 5, 5): 1, (26, 26, 40): 0}
+    assert len(found) == len(expected)
+    for voxel, loops in expected.items():
         n = int((graph.voxels == torch.tensor(voxel)).all(1).nonzero())
         assert found[int(component[n])] == loops
 
