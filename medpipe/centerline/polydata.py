@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medpipe.centerline.branching import generations
 from medpipe.centerline.tree import CenterlineTree
 from medpipe.errors import InputError
 from medpipe.io.vtp import PolyData, read_vtp, vtp_bytes
@@ -88,7 +89,7 @@ def tree_polydata(tree: CenterlineTree) -> PolyData:
     =====================================  ==================================================
     """
     branches = tree.branches
-    generation = _generations(tree)
+    generation = np.array(generations(tree), np.int64)
     at_node = np.append(generation, 0)[tree.branch_of].astype(np.int32)
     point_data: dict[str, NDArray[Any]] = {
         "Radius": tree.radius_mm,
@@ -122,14 +123,6 @@ def tree_polydata(tree: CenterlineTree) -> PolyData:
         point_data=point_data,
         cell_data={name: values.astype(np.int32) for name, values in cell_data.items()},
     )
-
-
-def _generations(tree: CenterlineTree) -> NDArray[np.int64]:
-    """Return the number of junctions before each branch, (branches,)."""
-    found: list[int] = []
-    for branch in tree.branches:
-        found.append(0 if branch.parent < 0 else found[branch.parent] + 1)
-    return np.array(found, np.int64)
 
 
 def _first_tip(tree: CenterlineTree) -> list[int]:
