@@ -57,6 +57,7 @@ def validation_batches(
         sampler=cast(Any, draws),
         batch_size=size,
         num_workers=workers,
+        persistent_workers=workers > 0,  # what they keep serves the next validation
         generator=torch.Generator(),
     )
 

@@ -1,0 +1,209 @@
+"""Training of the network on generated trees, and how well it finds their ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from medpipe.centerline.decode import PEAK, decode_points
+from medpipe.centerline.examples import FIRST_SEED, TreePatches, TreeSample
+from medpipe.centerline.maps import predict_maps
+from medpipe.centerline.network import CHANNELS, CenterlineNetwork
+from medpipe.centerline.targets import maps_loss
+from medpipe.errors import UsageError
+from medpipe.models import pack_weights
+from medpipe.train import LoopSettings, train
+from medpipe.train.settings import Tell
+from medpipe.types import Json
+
+__all__ = ["TrainingSettings", "end_scores", "train_centerline_maps"]
+
+HELD_OUT = 100_000
+"""Number of the first tree that validates; those before it may train."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How the maps are trained.
+
+    Parameters
+    ----------
+    iterations, batch_size, learning_rate, seed
+        See `medpipe.train.LoopSettings`.
+    trees : int
+        Generated trees that patches come from.
+    tree_voxels : int, optional
+        Voxels along each axis of a tree; by default 192 and 128.
+    patch_voxels : int
+        Voxels along each axis of a patch.
+    validation_trees, validate_every : int
+    ema_decay : float, optional
+        Of the average of the weights that is the result.
+    channels : tuple of int
+        Of the levels of the network.
+    """
+
+    iterations: int = 4500
+    batch_size: int = 8
+    learning_rate: float = 4e-3
+    trees: int = 300
+    tree_voxels: int | None = None
+    patch_voxels: int = 48
+    validation_trees: int = 6
+    validate_every: int = 250
+    ema_decay: float | None = 0.995
+    channels: tuple[int, ...] = CHANNELS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        if not 0 < self.trees < HELD_OUT or self.validation_trees < 1:
+            raise UsageError("the number of trees is wrong", expected=f"1..{HELD_OUT - 1}")
+        multiple = 2 ** (len(self.channels) - 2)
+        if self.patch_voxels < 16 or self.patch_voxels % multiple:
+            raise UsageError(
+                "patch_voxels is wrong", expected=f"a multiple of {multiple}, 16 or more"
+            )
+
+    def to_json(self) -> str:
+        """Return the settings as JSON text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingSettings:
+        """Return the settings that `to_json` wrote.
+
+        Raises
+        ------
+        UsageError
+            If the text is something else.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError):
+            raise UsageError(
+                "the settings of a training are wrong", expected="what to_json wrote"
+            ) from None
+
+
+def train_centerline_maps(
+    settings: TrainingSettings,
+    *,
+    device: str | torch.device = "auto",
+    checkpoint: str | Path | None = None,
+    progress: Tell | None = None,
+    workers: int = 0,
+) -> tuple[bytes, list[dict[str, Json]]]:
+    """Train the network on generated trees.
+
+    What is trained here is a choice, the classical path the default of medpipe: see
+    US 11,069,078 B2 and US 11,748,902 B2.
+
+    Parameters
+    ----------
+    settings : TrainingSettings
+    device, checkpoint, progress, workers
+        See `medpipe.train.train`.
+
+    Returns
+    -------
+    model : bytes
+        Content of a safetensors file for `learned_maps` and `medpipe.models.load_weights`.
+    history : list of dict
+        A row per validation.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = CenterlineNetwork(settings.channels)
+    shape = None if settings.tree_voxels is None else (settings.tree_voxels,) * 3
+    how: dict[str, Any] = {"size": settings.patch_voxels, "shape": shape}
+    result = train(
+        network,
+        maps_loss,
+        TreePatches(settings.trees, **how),
+        LoopSettings(
+            iterations=settings.iterations,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            ema_decay=settings.ema_decay,
+            validate_every=settings.validate_every,
+            checkpoint_every=settings.validate_every,
+            workers=workers,
+            seed=settings.seed,
+        ),
+        validation=TreePatches(settings.validation_trees, first=HELD_OUT, **how),
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    metadata: dict[str, Json] = {
+        "model": "centerline",
+        "channels": list(settings.channels),
+        "outputs": ["q", "endpoint", "root"],
+        "settings": asdict(settings) | {"channels": list(settings.channels)},
+        "loss": result.best_metric,
+        "iteration": result.best_iteration,
+        "seeds": f"trees of seed {FIRST_SEED} and above",
+    }
+    return pack_weights(_half(network), metadata), result.history
+
+
+def _half(network: CenterlineNetwork) -> dict[str, Tensor]:
+    """Return the weights in half precision, statistics of the data in single."""
+    out = {}
+    for name, value in network.state_dict().items():
+        wide = "running" in name or not value.is_floating_point()
+        out[name] = value if wide else value.half()
+    return out
+
+
+def end_scores(
+    network: CenterlineNetwork, samples: Iterable[TreeSample], *, threshold: float = PEAK
+) -> dict[str, Json]:
+    """Return how well the decoded ends are those of generated trees.
+
+    Parameters
+    ----------
+    network : CenterlineNetwork
+    samples : iterable of TreeSample
+        That the network was not trained on.
+    threshold : float
+        Least height of a peak.
+
+    Returns
+    -------
+    dict
+        ``true``, ``found``, ``matched``, ``missed``, ``spurious``, ``precision``,
+        ``recall`` over all samples; an end is found within the larger of twice its radius
+        and 4 voxels.
+    """
+    true = found = matched = 0
+    for sample in samples:
+        depth = torch.zeros(sample.shape)
+        depth[tuple(torch.from_numpy(sample.voxels.T.copy()))] = torch.from_numpy(sample.depth)
+        heat = predict_maps(network, depth)[1]
+        ends, _ = decode_points(heat, depth > 0, depth, threshold=threshold)
+        away = cdist(sample.tips, np.asarray(ends).reshape(-1, 3))
+        near = away <= np.maximum(2 * sample.tip_radius, 4.0)[:, None]
+        rows, columns = linear_sum_assignment(~near)
+        matched += int(near[rows, columns].sum())
+        true += len(sample.tips)
+        found += len(ends)
+    return {
+        "true": true,
+        "found": found,
+        "matched": matched,
+        "missed": true - matched,
+        "spurious": found - matched,
+        "precision": matched / found if found else 1.0,
+        "recall": matched / true if true else 1.0,
+    }
