@@ -26,6 +26,8 @@ HOST_ALLOWED = {
     ("steps/registration.py", "to_sitk"),
     # torch has no search tree; the nodes cross once, and the points to look up
     ("graphcut/columns/nearest.py", "_host"),
+    # torch has no connected components; one byte per voxel crosses
+    ("centerline/airway.py", "_host"),
     # torch has no watershed; two bytes per voxel cross
     ("centerline/vessel_mask.py", "_host"),
     # torch has no nearest-neighbour tree; the points of two surfaces cross

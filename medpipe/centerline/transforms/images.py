@@ -183,7 +183,7 @@ def _balls(
     mask = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
     steps = spacing_mm(affine)
     reach = np.ceil(SEED_MM / steps).astype(int)
-    offsets = np.indices(2 * reach + 1).reshape(3, -1).T - reach
+    offsets = np.indices((2 * reach + 1).tolist()).reshape(3, -1).T - reach
     offsets = offsets[np.linalg.norm(offsets * steps, axis=1) <= SEED_MM]
     for number, point in enumerate(points_mm, 1):
         voxel = np.rint(np.linalg.solve(affine, [*point, 1.0])[:3]).astype(int)
