@@ -78,6 +78,8 @@ def airway_ct(
     UsageError
         If the grid is too small for the airways.
     """
+    if seed < 0 or not min(spacing_mm) > 0:
+        raise UsageError("a seed is not negative, and voxels have a size")
     unit = float(np.cbrt(np.prod(spacing_mm)))
     field_mm = np.asarray(shape) * np.asarray(spacing_mm, float)
     scale = float((field_mm / FIELD_MM).min())

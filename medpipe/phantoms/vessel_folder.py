@@ -71,6 +71,10 @@ def write_vessel_folder(
     """
     if kind not in get_args(FolderKind):
         raise UsageError("unknown kind", expected=", ".join(get_args(FolderKind)), got=str(kind))
+    if cases < 1 or size < 16:
+        raise UsageError(
+            "nothing to write", expected="cases >= 1, size >= 16", got=f"{cases}, {size}"
+        )
     if kind == "airway" and walls != "clean":
         raise UsageError("airways have clean walls", got=walls)
     if ostium and kind != "mask":

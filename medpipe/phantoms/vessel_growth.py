@@ -207,7 +207,7 @@ class Growth:
                 self._touches += 1
                 return touching
         best: list[Branch] | None = None
-        best_score = -np.inf
+        best_score, fitting = -np.inf, 0
         for turn in range(ROUNDS * DRAWS):
             if turn % DRAWS == 0 and best is not None:
                 break
@@ -217,6 +217,9 @@ class Growth:
             score = self._emptiness(pair, others)
             if score > best_score:
                 best, best_score = pair, score
+            fitting += 1
+            if self.plan.touches and fitting == 4:
+                break  # those that are to meet seek less room
         return best
 
     def _touching(self, tip: int, share: float, others: tuple[Array, Array]) -> list[Branch] | None:
@@ -225,7 +228,7 @@ class Growth:
         ahead = others[0] - mother.points[-1]
         distance = np.linalg.norm(ahead, axis=1)
         usual = self._length(mother.radius[-1])
-        aims = np.flatnonzero((ahead @ mother.heading > 0.1 * distance) & (distance < 2 * usual))
+        aims = np.flatnonzero((ahead @ mother.heading > 0) & (distance < 2.5 * usual))
         for _ in range(2 * DRAWS if len(aims) else 0):
             aim = ahead[self.rng.choice(aims)]
             reach = float(np.linalg.norm(aim)) / 0.55
@@ -254,7 +257,8 @@ class Growth:
             angle = np.arccos(np.clip(cosine, -1, 1)) + np.radians(self.rng.normal(0, 5))
             angle = np.clip(angle, np.radians(15), np.radians(75))
             towards = np.cos(angle) * heading + np.sin(angle) * sign * side
-            length = max(self._length(radius) * longer, _apart(whole) + 3)
+            stretch = longer if aim is None or sign < 0 else 1.0
+            length = max(self._length(radius) * stretch, _apart(whole) + 3)
             path = self._curve(mother.points[-1], towards, length)[1:]
             out.append(Branch(tip, path, self._narrowing(radius, len(path))))
         return out

@@ -206,10 +206,10 @@ def vessel_tree(
         leaf_radius=(float(leaf[0]), float(leaf[1])),
         branches=int(wanted),
         margin=-KISSING_OVERLAP if kissing else MARGIN,
-        touches=wanted // 9 if kissing else 0,
+        touches=max(1, wanted // 14) if kissing else 0,
         inset=2.5 * root_radius_voxels if ostium else 0.0,
     )
-    _check(plan, gaps)
+    _check(plan, gaps, seed, spacing_mm)
     affine = centred_affine(shape, spacing_mm)
     growth = Growth(plan, np.random.default_rng([seed, 11]))
     growth.plant()
@@ -265,7 +265,11 @@ def small_tree(
     )
 
 
-def _check(plan: GrowthPlan, gaps: int) -> None:
+def _check(plan: GrowthPlan, gaps: int, seed: int, spacing_mm: tuple[float, float, float]) -> None:
+    if seed < 0:
+        raise UsageError("a seed is not negative", got=str(seed))
+    if not min(spacing_mm) > 0:
+        raise UsageError("the voxels have no size", got=" x ".join(f"{d:g}" for d in spacing_mm))
     low, high = plan.leaf_radius
     if not 0.5 <= low <= high <= plan.root_radius:
         raise UsageError(

@@ -69,7 +69,8 @@ def test_images_have_their_truth(tmp_path: Path, kind: str, size: int, shape: tu
         (["--kind", "cta", "--walls", "rough"], "smooth walls"),
         (["--kind", "airway", "--walls", "kissing"], "clean walls"),
         (["--kind", "mra", "--ostium"], "goes with masks"),
-        (["--size", "8"], "too small"),
+        (["--kind", "airway", "--size", "32"], "too small"),
+        (["--cases", "0"], "nothing to write"),
     ],
 )
 def test_what_does_not_go_together_is_said(

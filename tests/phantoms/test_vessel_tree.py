@@ -217,6 +217,8 @@ def test_voxels_that_are_no_cubes():
         {"root_radius_voxels": 1.0},
         {"shape": (24, 24, 24)},
         {"branches": 0},
+        {"seed": -1},
+        {"spacing_mm": (-1.0, -1.0, 1.0)},
         {"leaf_radius_voxels": (0.1, 1.0)},
         {"root_radius_voxels": float("nan")},
     ],
@@ -224,4 +226,4 @@ def test_voxels_that_are_no_cubes():
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError):
-        vessel_tree(0, **SMALL | wrong)
+        vessel_tree(**{"seed": 0} | SMALL | wrong)
