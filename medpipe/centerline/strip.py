@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 from html import escape
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from medpipe.errors import StepError
 from medpipe.figures.drawing import encode_png
+from medpipe.figures.projection import windowed
 from medpipe.figures.svg import tick_text, ticks
 from medpipe.figures.window import Window
 from medpipe.types import Affine
@@ -97,18 +96,12 @@ def _plane(volume: torch.Tensor, number: int, reach: int) -> torch.Tensor:
     return volume[:, layers].amax(1) if number == 0 else volume[layers].amax(0)
 
 
-def _host(grey: torch.Tensor) -> NDArray[np.uint8]:
-    """Bring the pixels of a picture to the host."""
-    return np.asarray(grey.to(torch.uint8).cpu().numpy())
-
-
 def _picture(plane: torch.Tensor, window: Window, place: tuple[float, float, float, float]) -> str:
     from PIL import Image
 
-    shown = torch.nan_to_num(plane.float(), nan=window.low)
-    grey = 255 * ((shown - window.low) / (window.high - window.low)).clamp(0, 1)
     # the first normal points up
-    picture = Image.fromarray(_host(grey.round().flip(0))).convert("RGB")
+    grey = windowed(plane.flip(0).float(), (window.low, window.high))
+    picture = Image.fromarray(grey).convert("RGB")
     content = base64.b64encode(encode_png(picture)).decode()
     x, y, width, height = place
     return (

@@ -19,7 +19,14 @@ from medpipe.types import Affine
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["cut_to_box", "maximum_projection", "plane_of_box", "points_to_px", "shaded_mask"]
+__all__ = [
+    "cut_to_box",
+    "maximum_projection",
+    "plane_of_box",
+    "points_to_px",
+    "shaded_mask",
+    "windowed",
+]
 
 _TOWARDS = {"axial": -1.0, "coronal": 1.0, "sagittal": -1.0}
 """Where the viewer stands on the axis across the plane: below, in front, on the left."""
@@ -190,7 +197,7 @@ def maximum_projection(
     values = functional.grid_sample(
         flat[None, None].to(torch.float32), where[None], padding_mode="border", align_corners=False
     )[0, 0]
-    return _windowed(values, window)
+    return windowed(values, window)
 
 
 def _straight(volume: Canonical, box_mm: NDArray[np.float64]) -> Canonical:
@@ -238,7 +245,16 @@ def _grid_theta(
     return torch.as_tensor(theta, dtype=torch.float32)
 
 
-def _windowed(values: torch.Tensor, window: Sequence[float] | None) -> NDArray[np.uint8]:
+def windowed(values: torch.Tensor, window: Sequence[float] | None) -> NDArray[np.uint8]:
+    """Return values as grey levels on the host.
+
+    Parameters
+    ----------
+    values : tensor (height, width)
+        NaN and infinity are 0.
+    window : (low, high) or None
+        What is black and white; None for the 5th and 99.7th percentile.
+    """
     import torch
 
     values = torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
