@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from medpipe.centerline.vesselness import CONTRAST, checked_volume, vesselness
 from medpipe.errors import StepError, UsageError
-from medpipe.steps._balls import open_ball
+from medpipe.steps._balls import close_ball, open_ball
 from medpipe.steps._components import fill_holes, label_components, touching
 
 __all__ = ["Levels", "Modality", "VesselMaskResult", "VesselMaskSettings", "vessel_mask"]
@@ -48,8 +48,14 @@ WIDEST_MM = 8.0
 WIDE_MM = 2.5
 """Radius of the ball that fits into a wide lumen."""
 
-LOW = 0.2
+LOW = 0.15
 """Share of the contrast of blood that every voxel of a vessel has at least."""
+
+WEAK = 0.4
+"""Share of the contrast to noise that every voxel of a vessel has at least."""
+
+BONE_GAP_MM = 2.0
+"""Radius of the gaps in the shell of a bone that are closed."""
 
 BONE_MM3 = 50.0
 """Pieces brighter than blood that are smaller count as calcium, as part of the vessel."""
@@ -252,10 +258,10 @@ def _candidates(
     """
     half = (at.tissue + at.blood) / 2
     faint = LOW * (at.blood - at.tissue)
-    floor = at.tissue + max(settings.noise / 2 * at.noise, faint)
+    floor = at.tissue + max(WEAK * settings.noise * at.noise, faint)
     top = _near_top(image.clamp(at.tissue, at.blood), spacing, WINDOW_MM)
     inside = (image > floor) & (image > (top + at.tissue) / 2)
-    on_tube = _near_top(tubes, spacing, 0.0) >= max(settings.noise / 2 * at.noise, faint)
+    on_tube = _near_top(tubes, spacing, 0.0) >= max(WEAK * settings.noise * at.noise, faint)
     return inside.logical_and_((image >= half) | on_tube)
 
 
@@ -279,6 +285,9 @@ def _without_bone(
     bone = torch.from_numpy((size >= BONE_MM3)[labels]).to(image.device)
     if not bool(bone.any()):
         return candidates
+    # marrow may be as bright and as even as blood
+    whole = fill_holes(close_ball(bone, BONE_GAP_MM, spacing))
+    bone |= whole
     lumens = _even(image, (at.tissue + at.blood) / 2, at.noise, 1)
     markers = (2 * bone.to(torch.int16)).masked_fill_(lumens & ~bone, 1)
     flooded = watershed(
