@@ -250,16 +250,19 @@ def small_tree(
 ) -> VesselTree:
     """Return a tree of 5 to 21 branches with a trunk of 2.5 to 6.5 voxels, as for training.
 
+    Of the kind "kissing" it has 17 to 33.
+
     Parameters are those of `vessel_tree`; the seed chooses radius and branches too.
     """
     rng = np.random.default_rng([seed, 14])
+    few = (17, 34) if kind == "kissing" else (5, 22)  # strangers to touch are needed
     return vessel_tree(
         seed,
         shape=shape,
         spacing_mm=spacing_mm,
         kind=kind,
         root_radius_voxels=float(rng.uniform(2.5, 6.5)),
-        branches=int(rng.integers(5, 22)),
+        branches=int(rng.integers(*few)),
         gaps=gaps,
         ostium=ostium,
     )
