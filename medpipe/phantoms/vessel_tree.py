@@ -291,7 +291,7 @@ def _check(plan: GrowthPlan, gaps: int, seed: int, spacing_mm: tuple[float, floa
 
 
 def _aorta(growth: Growth, plan: GrowthPlan) -> tuple[Array, Array]:
-    """Return the balls of a thick vessel across the root, and move the trunk's start to it."""
+    """Return the balls of a thick vessel that lies across the start of the trunk."""
     radius = 2.0 * plan.root_radius
     along = np.cross(growth.heading, np.eye(3)[np.argmin(np.abs(growth.heading))])
     along /= np.linalg.norm(along)
