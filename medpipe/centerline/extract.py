@@ -28,6 +28,7 @@ from medpipe.centerline.roots import contact_roots, deepest_voxel, rule_root, sn
 from medpipe.centerline.sections import area_radius
 from medpipe.centerline.settings import ExtractionSettings
 from medpipe.centerline.smoothing import smooth_positions
+from medpipe.centerline.tips import centred_ends
 from medpipe.centerline.tree import CenterlineTree
 from medpipe.errors import StepError, UsageError
 from medpipe.types import Affine, Json
@@ -261,6 +262,9 @@ def _trees(job: _Job) -> list[Growth]:
             if not ends and not asked:
                 ends = [int(tips[np.argmax(shortest.total[tips])])]
                 job.unsupported += 1
+            grown = _grown(job, cheapest, c, roots, [*asked, *ends], None)
+        elif how == "geodesic" and not job.loops[c]:  # on a ring, ends are where paths meet
+            ends = centred_ends(job.lumen, grown)
             grown = _grown(job, cheapest, c, roots, [*asked, *ends], None)
         out.append(_closed(job, cheapest, c, grown))
     return out

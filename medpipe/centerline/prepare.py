@@ -145,7 +145,7 @@ def _check_values(labels: torch.Tensor) -> None:
             )
     if labels.dtype in (torch.bool, torch.uint8):
         return
-    low, high = float(labels.min()), float(labels.max())
+    low, high = float(labels.min()), float(labels.max()) + 0.0  # no -0
     if low < 0 or high > MAX_LABEL:
         raise StepError(
             "the values are no labels",

@@ -18,8 +18,9 @@ from medpipe.centerline.assemble import prune
 from medpipe.centerline.endpoints import Growth
 from medpipe.centerline.lumen import Floats, Lumen
 from medpipe.centerline.settings import ROOT_AXES, Point, RootRule
+from medpipe.centerline.tips import axis_end, terminal_paths
 from medpipe.errors import StepError
-from medpipe.geometry import spacing_mm, to_mm
+from medpipe.geometry import to_mm
 
 __all__ = ["contact_roots", "deepest_voxel", "rule_root", "snap_points"]
 
@@ -147,7 +148,7 @@ def rule_root(lumen: Lumen, growth: Growth, rule: RootRule) -> int:
     score = score.round(6)
     best = np.flatnonzero(score == score.max())
     chosen = best[_by_place(tips[best])[0]]
-    return _axis_end(lumen, growth.voxels[ends[chosen].path])
+    return axis_end(lumen, growth.voxels[ends[chosen].path])
 
 
 def _ends(lumen: Lumen, growth: Growth) -> list[_End]:
@@ -158,10 +159,7 @@ def _ends(lumen: Lumen, growth: Growth) -> list[_End]:
     below[parents[1:]] = np.arange(1, len(parents))
     radius = lumen.radius_mm(growth.voxels)
     out = []
-    for leaf in np.flatnonzero((children == 0) & (parents >= 0)).tolist():
-        path = [leaf]
-        while parents[path[-1]] >= 0 and (len(path) == 1 or children[path[-1]] == 1):
-            path.append(int(parents[path[-1]]))
+    for path in terminal_paths(growth):
         out.append(_end(lumen, growth, path, radius, free=children[path[-1]] == 1))
     if children[0] == 1:
         path = [0]
@@ -179,32 +177,3 @@ def _end(lumen: Lumen, growth: Growth, path: list[int], radius: Floats, *, free:
     own = arc <= arc[-1] / 2 if free else arc[-1] - arc > radius[nodes[-1]]
     # an end within the ball of its junction is a bump of the wall
     return _End(nodes, float(np.median(radius[nodes[own]])) if own.any() else 0.0)
-
-
-def _axis_end(lumen: Lumen, voxels: NDArray[np.int64]) -> int:
-    """Return the voxel where the axis of an end leaves the structure.
-
-    Parameters
-    ----------
-    voxels : int64 array (n,)
-        From the tip inwards. Near the tip they may lead to its rim: the axis is the line
-        through the last one within 1.5 radii of the tip and one two radii further in.
-    """
-    x, radius = lumen.positions_mm(voxels), lumen.radius_mm(voxels)
-    near = np.flatnonzero(np.linalg.norm(x - x[0], axis=1) <= 1.5 * radius)
-    last = len(voxels) - 1
-    a = int(near[-1]) if near.size and near[-1] < last else last // 2
-    arc = np.linalg.norm(np.diff(x[a:], axis=0), axis=1).cumsum()
-    b = min(a + 1 + int(np.searchsorted(arc, 2 * radius[a])), last)
-    way = x[a] - x[b]
-    if not way.any():
-        return int(voxels[0])
-    way /= np.linalg.norm(way)
-    reach = np.linalg.norm(x[a] - x[0]) + 1.5 * radius[a] + 2 * lumen.voxel_mm
-    steps = np.arange(0, reach, spacing_mm(lumen.affine).min() / 4)
-    ray = to_mm(np.linalg.inv(lumen.affine), x[a] + steps[:, None] * way)
-    found = lumen.find(np.rint(ray).astype(np.int64))
-    outside = np.flatnonzero(found < 0)
-    end = int(found[outside[0] - 1] if outside.size else found[-1])
-    astray = np.linalg.norm(lumen.positions_mm(end) - x[0]) > 2 * radius[a] + 2 * lumen.voxel_mm
-    return int(voxels[0]) if astray else end
