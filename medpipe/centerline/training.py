@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from medpipe.centerline.decode import PEAK, decode_points
 from medpipe.centerline.examples import FIRST_SEED, TreePatches, TreeSample
 from medpipe.centerline.maps import predict_maps
+from medpipe.centerline.metrics.leaves import match_points
 from medpipe.centerline.network import CHANNELS, CenterlineNetwork
 from medpipe.centerline.targets import maps_loss
 from medpipe.errors import UsageError
@@ -55,9 +54,9 @@ class TrainingSettings:
     iterations: int = 4500
     batch_size: int = 8
     learning_rate: float = 4e-3
-    trees: int = 300
+    trees: int = 200
     tree_voxels: int | None = None
-    patch_voxels: int = 48
+    patch_voxels: int = 40
     validation_trees: int = 6
     validate_every: int = 250
     ema_decay: float | None = 0.995
@@ -192,10 +191,8 @@ def end_scores(
         depth[tuple(torch.from_numpy(sample.voxels.T.copy()))] = torch.from_numpy(sample.depth)
         heat = predict_maps(network, depth)[1]
         ends, _ = decode_points(heat, depth > 0, depth, threshold=threshold)
-        away = cdist(sample.tips, np.asarray(ends).reshape(-1, 3))
-        near = away <= np.maximum(2 * sample.tip_radius, 4.0)[:, None]
-        rows, columns = linear_sum_assignment(~near)
-        matched += int(near[rows, columns].sum())
+        tolerance = np.maximum(2 * sample.tip_radius, 4.0)
+        matched += len(match_points(sample.tips, np.asarray(ends), tolerance))
         true += len(sample.tips)
         found += len(ends)
     return {
