@@ -182,7 +182,7 @@ def test_seeds_beside_the_vessel_are_refused():
 
 @pytest.mark.real_data
 def test_the_aorta_of_an_mr_angiography(real_data):
-    """A level set drawn by hand of the bifurcation; the rest of the tree has no reference."""
+    """The reference is a level set around the bifurcation; the rest of the tree has none."""
     folder = real_data / "vessels"
     image = SimpleITK.ReadImage(str(folder / "vmtk_aorta_ct.mha"))
     levels = SimpleITK.GetArrayFromImage(
