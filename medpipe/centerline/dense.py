@@ -62,11 +62,17 @@ def node_values(tree: CenterlineTree, show: Shown) -> NDArray[np.int64]:
 
 
 def line_labels(tree: CenterlineTree, values: NDArray[np.int64]) -> torch.Tensor:
-    """Return the voxels of the nodes with their values, int32 (I, J, K), 0 elsewhere."""
-    out = torch.zeros(tuple(tree.shape), dtype=torch.int32)
+    """Return the voxels of the nodes with their values, (I, J, K), 0 elsewhere."""
+    out = torch.zeros(tuple(tree.shape), dtype=_smallest(values))
     i, j, k = torch.from_numpy(tree.voxels.T.copy())
-    out[i, j, k] = torch.from_numpy(values.astype(np.int32))
+    out[i, j, k] = torch.from_numpy(values).to(out.dtype)
     return out
+
+
+def _smallest(values: NDArray[np.int64]) -> torch.dtype:
+    """Return the smallest type that holds all values: a whole CT is 200 million of them."""
+    top = int(values.max())
+    return torch.uint8 if top <= 255 else torch.int16 if top <= 32767 else torch.int32
 
 
 def dense_labels(
@@ -86,7 +92,8 @@ def dense_labels(
 
     Returns
     -------
-    int32 tensor (I, J, K)
+    integer tensor (I, J, K)
+        uint8, int16 or int32, as the values need.
     """
     graph = foreground_graph(mask, tree.affine)
     shape = tuple(int(n) for n in tree.shape)
@@ -95,8 +102,8 @@ def dense_labels(
     # voxels of the graph ascend
     place = torch.searchsorted(at, nodes).clamp(max=len(at) - 1)
     inside = at[place] == nodes
-    label = torch.from_numpy(values).to(mask.device, torch.int32)[inside]
-    out = torch.zeros(shape, dtype=torch.int32, device=mask.device)
+    out = torch.zeros(shape, dtype=_smallest(values), device=mask.device)
+    label = torch.from_numpy(values).to(mask.device, out.dtype)[inside]
     if not len(label):
         return out
     source = shortest_paths(graph, None, place[inside]).source.long()

@@ -89,7 +89,7 @@ def test_every_voxel_of_the_mask_has_the_label_of_its_branch(
     mask: MetaTensor, document: bytes, tree: CenterlineTree
 ) -> None:
     labels = CenterlineLabelsd("m", tree="t")({"m": mask, "t": document})["m"]
-    assert labels.dtype == torch.int32
+    assert labels.dtype == torch.uint8
     assert torch.equal(labels.as_tensor() > 0, mask.as_tensor() > 0)
     trunk = at(labels, 12, 24, 13)
     assert trunk == 1

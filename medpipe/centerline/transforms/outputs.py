@@ -68,7 +68,7 @@ class CenterlineLabels(ArrayStep):
         self.thin = thin or show == "line"
 
     def __call__(self, mask: Any, tree: Any) -> MetaTensor:
-        """Return an int32 label map (1, I, J, K) with what was noticed in the extraction.
+        """Return an integer label map (1, I, J, K) with what was noticed in the extraction.
 
         Raises
         ------
@@ -82,10 +82,15 @@ class CenterlineLabels(ArrayStep):
         if self.thin:
             labels = line_labels(found, values)
         else:
-            labels = dense_labels(found, inside.to(torch.int32), values)
+            labels = dense_labels(found, _integers(inside), values)
         made = rewrap(image, labels[None].to(image.device))
         facts = {name: value for name, value in found.facts.items() if name != "findings"}
         return with_facts(made, {"centerline": facts}, tree_findings(found))
+
+
+def _integers(values: torch.Tensor) -> torch.Tensor:
+    """Return label values as integers; an extraction takes none above 255."""
+    return values.clamp(0, 255).to(torch.uint8)
 
 
 class CenterlineLabelsd(DictStep):
