@@ -16,6 +16,8 @@ from medpipe.report.text import bytes_text
 __all__ = ["CaseRow", "Cohort", "row_of"]
 
 MAX_COLUMNS = 48
+MAX_ROWS = 24
+"""Rows of a table of which the cohort page takes numbers."""
 _ORDER = {"failed": 0, "unreadable": 1, "done": 2, "pending": 3}
 _DIGITS = re.compile(r"(\d+)")
 
@@ -62,8 +64,11 @@ def row_of(case: Case, href: str) -> CaseRow:
 
 
 def _numbers(case: Case) -> Iterable[tuple[str, float]]:
-    for name, table in case.tables.items():
-        yield from _flat(str(name), table, 3)
+    # rows that are counted, such as branches, are others in each case: only few go in
+    groups = {name: _rows(table) for name, table in case.tables.items()}
+    for name in sorted(groups, key=lambda n: groups[n]):
+        if groups[name] <= MAX_ROWS:
+            yield from _flat(str(name), case.tables[name], 3)
     for picture in case.pictures[:1]:
         for key, names in (("spacing_mm", "spacing {}, mm"), ("shape", "voxels along {}")):
             for axis, value in zip("ijk", numbers(picture.data.get(key)), strict=False):
@@ -78,6 +83,12 @@ def _numbers(case: Case) -> Iterable[tuple[str, float]]:
             ml = number(entry.get("ml")) if isinstance(entry, dict) else None
             if ml is not None:
                 yield f"{picture.step}: {entry.get('name', '?')}, ml", ml
+
+
+def _rows(table: Any) -> int:
+    """Return how many groups of values a table holds."""
+    values = table.values() if isinstance(table, Mapping) else ()
+    return sum(isinstance(value, Mapping) for value in values)
 
 
 def _flat(name: str, value: Any, depth: int) -> Iterable[tuple[str, float]]:
