@@ -359,8 +359,8 @@ def vessels(
 ) -> int:
     """Write random vessel trees or airways as NIfTI, the true masks and centerlines, cases.csv.
 
-    Each case has centerline.csv with the exact curve: a node a line, its place and radius in
-    mm, and the line of its parent counted from 0. Images have truth.nii.gz.
+    Each case has centerline.swc with the exact curve in RAS+ mm: a node a line, with its
+    place, its radius and the number of its parent. Images have truth.nii.gz.
 
     Parameters
     ----------

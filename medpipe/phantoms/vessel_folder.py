@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +17,19 @@ from medpipe.phantoms.vessel_images import VesselPhantom, vessel_cta, vessel_mra
 from medpipe.phantoms.vessel_tree import TreeKind, VesselTree, vessel_tree
 from medpipe.types import Volume
 
-__all__ = ["COLUMNS", "FolderKind", "write_centerline_csv", "write_vessel_folder"]
+__all__ = ["FolderKind", "write_centerline_swc", "write_vessel_folder"]
 
 FolderKind = Literal["mask", "cta", "mra", "airway"]
 
 CUBE_MM = (0.5, 0.5, 0.5)
 """Voxels of all but the chest CT."""
 
-COLUMNS = ("x_mm", "y_mm", "z_mm", "radius_mm", "parent", "branch")
-"""Of centerline.csv; the parent is the number of a row from 0, -1 at the root."""
+_HEADER = (
+    "# true centerline of a simulated tree",
+    "# positions and radii in mm (not um), axes RAS+ (right, anterior, superior)",
+    "# types: 0 undefined, 5 fork, 6 tip",
+    "# id type x y z r parent",
+)
 
 
 def write_vessel_folder(
@@ -104,20 +107,23 @@ def write_vessel_folder(
             whole = replace(phantom.volume, data=phantom.volume.data.round())
             write_nifti(files["image"], whole, dtype="int16")
             files["truth"] = _write_mask(folder / "truth.nii.gz", tree.mask, tree)
-        files["centerline"] = folder / "centerline.csv"
-        write_centerline_csv(files["centerline"], tree)
+        files["centerline"] = folder / "centerline.swc"
+        write_centerline_swc(files["centerline"], tree)
         out.append((name, files))
     return out
 
 
-def write_centerline_csv(path: Path, tree: VesselTree) -> None:
-    """Write the nodes of a tree, one a line: RAS mm, radius in mm, parent and branch."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        rows = zip(tree.points_mm, tree.radius_mm, tree.parents, tree.branch, strict=True)
-        for point, radius, parent, branch in rows:
-            writer.writerow([*(f"{v:.4f}" for v in (*point, radius)), int(parent), int(branch)])
+def write_centerline_swc(path: Path, tree: VesselTree) -> None:
+    """Write the nodes of a tree as SWC: seven columns, RAS+ mm, parents first, -1 at roots."""
+    types = np.zeros(len(tree.parents), np.int64)
+    types[tree.junctions], types[tree.leaves] = 5, 6
+    above = np.where(tree.parents < 0, -1, tree.parents + 1)  # SWC counts from 1
+    rows = zip(types, tree.points_mm, tree.radius_mm, above, strict=True)
+    lines = [
+        f"{number} {kind} {x:.5f} {y:.5f} {z:.5f} {radius:.5f} {parent}"
+        for number, (kind, (x, y, z), radius, parent) in enumerate(rows, 1)
+    ]
+    path.write_text("\n".join([*_HEADER, *lines, ""]), "utf-8", newline="\n")
 
 
 def _root(size: int, usual: float) -> float:

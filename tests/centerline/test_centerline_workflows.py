@@ -199,7 +199,7 @@ def test_from_an_image_to_measures(tmp_path: Path, kind: str) -> None:
     done = medpipe("run", workflow, "F/cases.csv", "OUT", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "OUT" / "cases" / "t01"
-    truth = np.loadtxt(tmp_path / "F" / "t01" / "centerline.csv", delimiter=",", skiprows=1)
+    truth = np.loadtxt(tmp_path / "F" / "t01" / "centerline.swc")
     assert len(truth) > 50
     found = record(tmp_path, "t01")
     pictures = {o["file"] for o in found["outputs"] if o["file"].endswith(".svg")}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from medpipe.centerline.swc import read_swc
 from medpipe.cli.main import invoke
 from medpipe.io.manifest import read_manifest
+from medpipe.phantoms.vessel_tree import vessel_tree
 
 
 def cases(folder: Path, *options: str) -> list:
@@ -19,16 +20,34 @@ def cases(folder: Path, *options: str) -> list:
 
 
 def curve(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with (folder / "t01" / "centerline.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    points = np.array([[float(row[c]) for c in ("x_mm", "y_mm", "z_mm")] for row in rows])
-    radius = np.array([float(row["radius_mm"]) for row in rows])
-    return points, radius, np.array([int(row["parent"]) for row in rows])
+    """The columns of the file, read without medpipe."""
+    path = folder / "t01" / "centerline.swc"
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("mm" in line and "RAS+" in line for line in comments)
+    rows = np.loadtxt(path, ndmin=2)
+    assert rows[:, 0].tolist() == list(range(1, len(rows) + 1))
+    parents = rows[:, 6].astype(int)
+    children = np.bincount(parents[parents > 0], minlength=len(rows) + 1)[1:]
+    assert (rows[children > 1, 1] == 5).all()
+    assert (rows[(children == 0) & (parents > 0), 1] == 6).all()
+    return rows[:, 2:5], rows[:, 5], np.where(parents < 0, -1, parents - 1)
 
 
 def holds(image: nib.Nifti1Image, points: np.ndarray) -> float:
     index = np.rint((points - image.affine[:3, 3]) / np.diag(image.affine)[:3]).astype(int)
     return float(np.asarray(image.dataobj)[tuple(index.T)].astype(bool).mean())
+
+
+def test_the_curve_is_read_as_a_centerline(tmp_path: Path) -> None:
+    cases(tmp_path / "out", "--size", "48")
+    points, radius, parents = curve(tmp_path / "out")
+    nodes = read_swc(tmp_path / "out" / "t01" / "centerline.swc")
+    assert np.array_equal(nodes.points_mm, points)
+    assert np.array_equal(nodes.radius_mm, radius)
+    assert nodes.parents.tolist() == parents.tolist()
+    tree = vessel_tree(0, shape=(48,) * 3, spacing_mm=(0.5,) * 3, root_radius_voxels=2.5)
+    assert np.abs(tree.points_mm - points).max() < 1e-5
+    assert (tree.parents == parents).all()
 
 
 @pytest.mark.parametrize("walls", ["clean", "very-rough", "kissing"])
