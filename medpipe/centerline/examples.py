@@ -1,4 +1,4 @@
-"""Patches of generated trees for training, drawn where a mask is hard to read.
+"""Patches of trees for training, drawn where a mask is hard to read.
 
 A tree is kept as its foreground voxels alone, some hundred kilobytes; a patch is laid out
 when it is drawn. A third of the patches lie around tips, a third where vessels touch that
@@ -7,6 +7,7 @@ are no neighbours in the tree, a third anywhere along the vessels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class TreeSample:
-    """What is known about one generated tree, in voxels.
+    """What is known about one tree, in voxels.
 
     Parameters
     ----------
@@ -164,6 +165,8 @@ class TreePatches(Dataset[tuple[Tensor, Tensor]], Randomizable):
     trees : int
         How many generated trees the patches come from; each is made when it is first
         drawn, and kept.
+    samples : sequence of TreeSample
+        Trees that are given, besides the generated ones.
     per_tree : int
         Patches per tree in an epoch.
     size : int
@@ -176,11 +179,12 @@ class TreePatches(Dataset[tuple[Tensor, Tensor]], Randomizable):
 
     def __init__(
         self, trees: int, *, per_tree: int = 24, size: int = 48, first: int = 0,
-        shape: tuple[int, int, int] | None = None,
+        shape: tuple[int, int, int] | None = None, samples: Sequence[TreeSample] = (),
     ) -> None:  # fmt: skip
         self.trees, self.per_tree, self.size = trees, per_tree, size
         self.first, self.shape = first, shape
-        self._kept: dict[int, TreeSample] = {}
+        self._kept = dict(enumerate(samples, trees))
+        self.count = trees + len(samples)
         keys = ["inputs", "targets"]
         turns = [RandRotate90d(keys, prob=0.75, spatial_axes=axes) for axes in ((0, 1), (1, 2))]
         self.turn = Compose(
@@ -188,7 +192,7 @@ class TreePatches(Dataset[tuple[Tensor, Tensor]], Randomizable):
         )
 
     def __len__(self) -> int:
-        return self.trees * self.per_tree
+        return self.count * self.per_tree
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None
@@ -199,7 +203,7 @@ class TreePatches(Dataset[tuple[Tensor, Tensor]], Randomizable):
         return self
 
     def sample(self, number: int) -> TreeSample:
-        """Return tree `number` of this set."""
+        """Return tree `number` of this set; those that were given come last."""
         if number not in self._kept:
             self._kept[number] = tree_sample(training_tree(self.first + number, self.shape))
         return self._kept[number]
@@ -207,8 +211,8 @@ class TreePatches(Dataset[tuple[Tensor, Tensor]], Randomizable):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return inputs (2, S, S, S) and targets (3, S, S, S) of a patch."""
         # neighbours in the list come from different trees, so that batches mix them
-        sample = self.sample(index % self.trees)
-        places = (sample.tips, sample.touches, sample.voxels)[(index // self.trees) % 3]
+        sample = self.sample(index % self.count)
+        places = (sample.tips, sample.touches, sample.voxels)[(index // self.count) % 3]
         if not len(places):
             places = sample.tips
         middle = places[self.R.randint(len(places))] + self.R.randint(-10, 11, size=3)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
+from medpipe.centerline.cubes import cubic_mask
 from medpipe.centerline.distance import distance_transform
 from medpipe.centerline.network import CenterlineNetwork, network_from, network_input
 from medpipe.errors import StepError
@@ -27,12 +28,6 @@ __all__ = ["CenterlineMaps", "learned_maps", "predict_maps"]
 WINDOW = 64
 MARGIN = 16
 """Voxels around the foreground that are looked at with it."""
-
-SAME_SPACING = 0.02
-"""Voxels whose edges differ by less than this share count as cubes."""
-
-LONGEST = 4096
-"""Most voxels along an axis of the cubic grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,21 +116,10 @@ def _of_structure(
     network: CenterlineNetwork, mask: Tensor, spacing: np.ndarray, overlap: float
 ) -> Tensor:
     """Return the maps (3, I, J, K) of one structure on its own grid."""
-    step = float(spacing.min())
-    size = [round(n * float(s) / step) for n, s in zip(mask.shape, spacing, strict=True)]
-    if max(spacing) <= (1 + SAME_SPACING) * step:
-        return predict_maps(network, distance_transform(mask, 1.0), overlap=overlap)
-    if max(size) > LONGEST:
-        raise StepError(
-            "the voxels are too long for the learned maps",
-            expected=f"at most {LONGEST} cubes along an axis",
-            got=str(max(size)),
-            hint="resample the mask first",
-        )
-    cubes = functional.interpolate(
-        mask[None, None].float(), size=size, mode="trilinear", align_corners=False
-    )
-    maps = predict_maps(network, distance_transform(cubes[0, 0] >= 0.5, 1.0), overlap=overlap)
+    cubes = cubic_mask(mask, spacing)
+    maps = predict_maps(network, distance_transform(cubes, 1.0), overlap=overlap)
+    if cubes is mask:
+        return maps
     q = functional.interpolate(
         maps[None, :1], size=mask.shape, mode="trilinear", align_corners=False
     )

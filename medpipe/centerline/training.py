@@ -1,9 +1,9 @@
-"""Training of the network on generated trees, and how well it finds their ends."""
+"""Training of the network on generated and given trees, and how well it finds their ends."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from medpipe.centerline.decode import PEAK, decode_points
 from medpipe.centerline.examples import FIRST_SEED, TreePatches, TreeSample
 from medpipe.centerline.maps import predict_maps
 from medpipe.centerline.metrics.leaves import match_points
-from medpipe.centerline.network import CHANNELS, CenterlineNetwork
+from medpipe.centerline.network import CHANNELS, CenterlineNetwork, network_from
 from medpipe.centerline.targets import maps_loss
 from medpipe.errors import UsageError
 from medpipe.models import pack_weights
@@ -39,12 +39,13 @@ class TrainingSettings:
     iterations, batch_size, learning_rate, seed
         See `medpipe.train.LoopSettings`.
     trees : int
-        Generated trees that patches come from.
+        Generated trees that patches come from; 0 with samples that are given alone.
     tree_voxels : int, optional
         Voxels along each axis of a tree; by default 192 and 128.
     patch_voxels : int
         Voxels along each axis of a patch.
     validation_trees, validate_every : int
+        Without generated trees, so many of the samples (half of them at most) validate.
     ema_decay : float, optional
         Of the average of the weights that is the result.
     channels : tuple of int
@@ -65,8 +66,11 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        if not 0 < self.trees < HELD_OUT or self.validation_trees < 1:
-            raise UsageError("the number of trees is wrong", expected=f"1..{HELD_OUT - 1}")
+        if not 0 <= self.trees < HELD_OUT or self.validation_trees < 1:
+            raise UsageError(
+                "the number of trees is wrong",
+                expected=f"0 to {HELD_OUT - 1}, and 1 or more to validate",
+            )
         multiple = 2 ** (len(self.channels) - 2)
         if self.patch_voxels < 16 or self.patch_voxels % multiple:
             raise UsageError(
@@ -97,12 +101,13 @@ class TrainingSettings:
 def train_centerline_maps(
     settings: TrainingSettings,
     *,
+    samples: Sequence[TreeSample] = (),
     device: str | torch.device = "auto",
     checkpoint: str | Path | None = None,
     progress: Tell | None = None,
     workers: int = 0,
 ) -> tuple[bytes, list[dict[str, Json]]]:
-    """Train the network on generated trees.
+    """Train the network on generated trees, given ones, or both.
 
     What is trained here is a choice, the classical path the default of medpipe: see
     US 11,069,078 B2 and US 11,748,902 B2.
@@ -110,6 +115,9 @@ def train_centerline_maps(
     Parameters
     ----------
     settings : TrainingSettings
+    samples : sequence of TreeSample
+        Trees of your own, see `read_examples`. Where there are generated trees too, others
+        of those validate; else the last of the samples, which then are not trained with.
     device, checkpoint, progress, workers
         See `medpipe.train.train`.
 
@@ -117,18 +125,28 @@ def train_centerline_maps(
     -------
     model : bytes
         Content of a safetensors file for `learned_maps` and `medpipe.models.load_weights`.
+        Its header holds the settings, the history, and `end_scores` of what validated.
     history : list of dict
         A row per validation.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than two samples and no generated trees.
     """
+    given, held_out = _shared_out(settings, samples)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = CenterlineNetwork(settings.channels)
     shape = None if settings.tree_voxels is None else (settings.tree_voxels,) * 3
     how: dict[str, Any] = {"size": settings.patch_voxels, "shape": shape}
+    measured = TreePatches(
+        0 if held_out else settings.validation_trees, first=HELD_OUT, samples=held_out, **how
+    )
     result = train(
         network,
         maps_loss,
-        TreePatches(settings.trees, **how),
+        TreePatches(settings.trees, samples=given, **how),
         LoopSettings(
             iterations=settings.iterations,
             batch_size=settings.batch_size,
@@ -139,7 +157,7 @@ def train_centerline_maps(
             workers=workers,
             seed=settings.seed,
         ),
-        validation=TreePatches(settings.validation_trees, first=HELD_OUT, **how),
+        validation=measured,
         device=device,
         checkpoint=checkpoint,
         progress=progress,
@@ -152,8 +170,29 @@ def train_centerline_maps(
         "loss": result.best_metric,
         "iteration": result.best_iteration,
         "seeds": f"trees of seed {FIRST_SEED} and above",
+        "examples": {"trained": len(given), "held_out": len(held_out)},
+        "history": list(result.history),
     }
-    return pack_weights(_half(network), metadata), result.history
+    weights = _half(network)
+    trees = (measured.sample(n) for n in range(measured.count))
+    metadata["ends"] = dict(end_scores(network_from(weights, metadata), trees))
+    return pack_weights(weights, metadata), result.history
+
+
+def _shared_out(
+    settings: TrainingSettings, samples: Sequence[TreeSample]
+) -> tuple[Sequence[TreeSample], Sequence[TreeSample]]:
+    """Return the samples to train with and those to validate with."""
+    if settings.trees:
+        return samples, ()
+    if len(samples) < 2:
+        raise UsageError(
+            "too few examples to train with",
+            expected="two or more, or generated trees as well",
+            got=str(len(samples)),
+        )
+    last = len(samples) - min(settings.validation_trees, len(samples) // 2)
+    return samples[:last], samples[last:]
 
 
 def _half(network: CenterlineNetwork) -> dict[str, Tensor]:

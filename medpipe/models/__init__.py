@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from medpipe.models.registry import MODELS, PackagedModel, load_weights, model_card, pack_weights
+from medpipe.models.registry import (
+    MODELS,
+    PackagedModel,
+    load_weights,
+    model_card,
+    pack_weights,
+    unpack_weights,
+)
 
-__all__ = ["MODELS", "PackagedModel", "load_weights", "model_card", "pack_weights"]
+__all__ = [
+    "MODELS",
+    "PackagedModel",
+    "load_weights",
+    "model_card",
+    "pack_weights",
+    "unpack_weights",
+]

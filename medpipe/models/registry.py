@@ -18,7 +18,14 @@ from medpipe.types import Json
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MODELS", "PackagedModel", "load_weights", "model_card", "pack_weights"]
+__all__ = [
+    "MODELS",
+    "PackagedModel",
+    "load_weights",
+    "model_card",
+    "pack_weights",
+    "unpack_weights",
+]
 
 FOLDER = Path(__file__).parent
 HEADER = "medpipe"
@@ -76,7 +83,7 @@ def load_weights(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str,
         )
     try:
         if file.stat().st_size > LONGEST_FILE:
-            raise _wrong(file, "it is too large")
+            raise _wrong(file.name, "it is too large")
         content = file.read_bytes()
     except OSError:
         raise InputError("the model cannot be read", where=file.name) from None
@@ -87,7 +94,7 @@ def load_weights(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str,
             expected=f"sha256 {packaged.sha256[:12]}…",
             hint="install medpipe again",
         )
-    return _parse(file, content)
+    return unpack_weights(content, file.name)
 
 
 def model_card(name: str) -> str:
@@ -114,7 +121,16 @@ def pack_weights(tensors: dict[str, Tensor], metadata: dict[str, Json]) -> bytes
     return save(ordered, metadata={HEADER: text})
 
 
-def _parse(file: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Json]]:
+def unpack_weights(
+    content: bytes, where: str | None = None
+) -> tuple[dict[str, Any], dict[str, Json]]:
+    """Return tensors and metadata of what `pack_weights` made; nothing in it is run.
+
+    Raises
+    ------
+    InputError
+        If it is something else; `where` says in which file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -124,15 +140,15 @@ def _parse(file: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Json]]
         header = json.loads(content[8 : 8 + length])
         metadata = json.loads(header["__metadata__"][HEADER])
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
-        raise _wrong(file, "it is damaged, or no safetensors file") from None
+        raise _wrong(where, "it is damaged, or no safetensors file") from None
     if not isinstance(metadata, dict) or metadata.pop("format", None) != FORMAT:
-        raise _wrong(file, "it holds something else")
+        raise _wrong(where, "it holds something else")
     return tensors, metadata
 
 
-def _wrong(file: Path, why: str) -> InputError:
+def _wrong(where: str | None, why: str) -> InputError:
     return InputError(
         f"not a model that can be used: {why}",
-        where=file.name,
+        where=where,
         expected="a .safetensors file written by medpipe",
     )

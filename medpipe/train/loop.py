@@ -33,7 +33,7 @@ __all__ = ["train"]
 Loss = Callable[[Any, Any], Tensor]
 
 _NOTICE = logging.getLogger("medpipe.notice")
-_NOTICE_EVERY_S = 20.0
+_NOTICE_EVERY_S = 30.0
 
 
 def train(
@@ -118,14 +118,23 @@ def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
 def _notice() -> Tell:
     """Return what logs a sentence at most every `_NOTICE_EVERY_S` seconds."""
     said = 0.0
+    first: Progress | None = None
 
     def tell(at: Progress) -> None:
-        nonlocal said
-        if at.seconds - said >= _NOTICE_EVERY_S:
-            said = at.seconds
-            _NOTICE.info(
-                "training: %d of %d iterations, loss %.4g", at.iteration, at.iterations, at.loss
-            )
+        nonlocal said, first
+        first = first or at
+        if at.seconds - said < _NOTICE_EVERY_S or at.iteration == first.iteration:
+            return
+        said = at.seconds
+        each = (at.seconds - first.seconds) / (at.iteration - first.iteration)
+        _NOTICE.info(
+            "training: %d of %d iterations, loss %.4g%s, about %.0f min left",
+            at.iteration,
+            at.iterations,
+            at.loss,
+            "" if at.metric is None else f", validation {at.metric:.4g}",
+            each * (at.iterations - at.iteration) / 60,
+        )
 
     return tell
 
