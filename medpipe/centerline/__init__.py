@@ -50,6 +50,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "vessel_mask": ("VesselMaskResult", "VesselMaskSettings"),
     "airway": ("AirwayMaskResult", "AirwayMaskSettings", "airway_mask", "find_trachea"),
     "maps": ("CenterlineMaps", "learned_maps"),
+    "example_files": ("read_examples",),
     "training": ("TrainingSettings", "train_centerline_maps"),
     "transforms.extract": ("Centerline", "Centerlined"),
 }

@@ -56,11 +56,15 @@ class StepRunner:
         """Return an image on the device of the run; anything else as it is."""
         if not _is_tensor(value):
             return value
+        device = self._chosen_device()
+        return value if value.device == device else value.to(device)
+
+    def _chosen_device(self) -> Any:
         if self._device is None:
             from medpipe.device import choose_device
 
             self._device = choose_device(self._device_name)
-        return value if value.device == self._device else value.to(self._device)
+        return self._device
 
     def apply(
         self, step: CompiledStep, todo: StepSchedule, data: dict[str, Any], seed: int | None
@@ -136,5 +140,7 @@ class StepRunner:
         cls = getattr(importlib.import_module(module), name)
         parameters = {**step.params, **step.reads, **step.writes, **step.paths}
         transform = cls(keys=list(outputs), **parameters)
+        if hasattr(transform, "set_device"):  # its images are not given to it
+            transform.set_device(self._chosen_device())
         self._transforms[step.id, outputs] = transform
         return transform

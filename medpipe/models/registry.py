@@ -79,7 +79,8 @@ def load_weights(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str,
     file = Path(name_or_path) if packaged is None else FOLDER / packaged.file
     if packaged is None and not file.is_file():
         raise UsageError(
-            "no such model", expected=f"{', '.join(MODELS) or 'no name'}, or a .safetensors file"
+            "no such model",
+            expected=f"{', '.join(MODELS) or 'none is packaged here'}, or a .safetensors file",
         )
     try:
         if file.stat().st_size > LONGEST_FILE:

@@ -10,6 +10,7 @@ from typing import Any
 
 from medpipe.errors import MedpipeError
 from medpipe.io.atomic import sha256_file
+from medpipe.models import MODELS
 from medpipe.types import Json
 from medpipe.workflow.compiled import (
     CompiledStep,
@@ -39,6 +40,7 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii")
 TABLE_SUFFIXES = (".json", ".csv")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MODEL_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _RESERVED = {"case.json", "object.json"}
 _FILE, _IMAGES, _FOLDER = "file", "images", "folder"
 LOADERS = {_FILE: "load_volume", _IMAGES: "load_weighted", _FOLDER: "train_centerline"}
@@ -150,7 +152,7 @@ class _Compiler:
         for key in (*step.outputs, *writes.values()):
             self.kinds[key] = info.makes
             self.suffixes[key] = info.suffix
-        digests, paths = self._digests(place, step, params, info.files)
+        digests, paths = self._digests(place, step, params, info)
         return CompiledStep(
             id=step.name,
             use=step.use,
@@ -216,15 +218,24 @@ class _Compiler:
                 self.spec.refuse(f'the key "{key}" is loaded already', path)
 
     def _digests(
-        self, place: TomlPath, step: StepModel, params: dict[str, Any], names: Iterable[str]
+        self, place: TomlPath, step: StepModel, params: dict[str, Any], info: StepInfo
     ) -> tuple[dict[str, str], dict[str, str]]:
-        """Return sha256 and path of each file parameter; put the digest into `params`."""
+        """Return sha256 and path of each file parameter; put the digest into `params`.
+
+        A packaged model has a digest and stays a name.
+        """
         digests: dict[str, str] = {}
         paths: dict[str, str] = {}
-        for name in names:
+        for name in info.files:
             value = params.get(name)
             if value is None:
                 continue
+            if isinstance(value, str) and value in MODELS:
+                digests[name] = MODELS[value].sha256
+                continue
+            known = info.parameter(name)
+            if known is not None and value == known.default and _MODEL_NAME.fullmatch(str(value)):
+                continue  # a model that this installation lacks: the step says so
             own = (step.name, name) in self.spec.overridden
             path, what = _file_parameter(value, self.base_dir, free=own)
             if path is None:

@@ -46,6 +46,9 @@ class Centerline(ArrayStep):
         See there.
     min_component_voxels : int
         Smaller parts are left out; the largest of each structure stays.
+    weights : str
+        Of the network, where ends are learned and no maps are given: a packaged model or a
+        file that ``train_centerline`` made.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class Centerline(ArrayStep):
         smoothing_rounds: int = 20,
         snap_mm: float = 5.0,
         min_component_voxels: int = 27,
+        weights: str = "centerline",
     ) -> None:
         if labels is not None and (not labels or min(labels) < 1):
             raise UsageError("labels is wrong", expected="label values above 0")
         self.labels = None if labels is None else [int(label) for label in labels]
+        self.weights = weights
         self.settings = ExtractionSettings(
             root=root,
             root_points_mm=_points("root_points_mm", root_points_mm),
@@ -93,7 +98,7 @@ class Centerline(ArrayStep):
             Mask of the vessel that the structure leaves, on the same grid.
         maps : MetaTensor (3, I, J, K), optional
             Learned maps: distance, ends, roots, as ``centerline_maps`` makes them. They are
-            computed by the packaged network if ends are learned and there are none.
+            computed if ends are learned and there are none.
 
         Raises
         ------
@@ -115,7 +120,7 @@ class Centerline(ArrayStep):
         elif self.settings.endpoints == "learned":
             from medpipe.centerline.maps import learned_maps
 
-            learned = learned_maps(check_labels(values, affine), affine)
+            learned = learned_maps(check_labels(values, affine), affine, model=self.weights)
         found = extract_centerline(values, affine, self.settings, ostium=contact, maps=learned)
         return found.to_json()
 
@@ -183,8 +188,8 @@ class Centerlined(DictStep):
     root_points_mm : list of [x, y, z], optional
         Roots in RAS+ mm, one for a connected part.
     endpoints : {"geodesic", "given", "learned"}
-        Where branches end: found in the mask, at given points only, or by a network (of
-        `maps`, else the packaged one).
+        Where branches end: found in the mask, at given points only, or by a network (by
+        `maps`, else by the one of `weights`).
     endpoint_points_mm : list of [x, y, z], optional
         Ends in RAS+ mm that are always reached and never pruned.
     ball_scale, ball_voxels : float
@@ -201,6 +206,9 @@ class Centerlined(DictStep):
         A given point farther than this from the mask is an error.
     min_component_voxels : int
         Smaller parts are left out; the largest of each structure stays.
+    weights : str
+        Of the network of learned ends, where there are no `maps`: "centerline", the packaged
+        model, or a file that ``train_centerline`` made.
     allow_missing_keys : bool
         Skip keys that are absent.
     """
@@ -209,7 +217,7 @@ class Centerlined(DictStep):
     reads = ("ostium", "maps")
     optional_reads = ("ostium", "maps")
     writes = ()
-    files = ()
+    files = ("weights",)
     makes = "document"
     suffix = ".json"
     random = False
@@ -232,6 +240,7 @@ class Centerlined(DictStep):
         smoothing_rounds: int = 20,
         snap_mm: float = 5.0,
         min_component_voxels: int = 27,
+        weights: str = "centerline",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -239,6 +248,7 @@ class Centerlined(DictStep):
         self.step = Centerline(
             labels, root, root_points_mm, endpoints, endpoint_points_mm, ball_scale, ball_voxels,
             prune_radii, prune_voxels, loops, smoothing_rounds, snap_mm, min_component_voxels,
+            weights,
         )  # fmt: skip
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
