@@ -76,6 +76,20 @@ class TrainingSettings:
             raise UsageError(
                 "patch_voxels is wrong", expected=f"a multiple of {multiple}, 16 or more"
             )
+        self.loop()  # says what is wrong with its part
+
+    def loop(self, workers: int = 0) -> LoopSettings:
+        """Return the part of the settings that any training has."""
+        return LoopSettings(
+            iterations=self.iterations,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            ema_decay=self.ema_decay,
+            validate_every=self.validate_every,
+            checkpoint_every=self.validate_every,
+            workers=workers,
+            seed=self.seed,
+        )
 
     def to_json(self) -> str:
         """Return the settings as JSON text."""
@@ -147,16 +161,7 @@ def train_centerline_maps(
         network,
         maps_loss,
         TreePatches(settings.trees, samples=given, **how),
-        LoopSettings(
-            iterations=settings.iterations,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            ema_decay=settings.ema_decay,
-            validate_every=settings.validate_every,
-            checkpoint_every=settings.validate_every,
-            workers=workers,
-            seed=settings.seed,
-        ),
+        settings.loop(workers),
         validation=measured,
         device=device,
         checkpoint=checkpoint,

@@ -1,4 +1,4 @@
-"""An input of kind "images" is loaded by the step for sets, and by no other."""
+"""Inputs of kind "images" and "folder" are loaded by one step each, and by no other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medpipe.cli.cases import find_cases
 from medpipe.errors import WorkflowError
 from medpipe.workflow.plan import compile_workflow
 from medpipe.workflow.spec import parse_workflow
@@ -49,7 +50,14 @@ def test_a_set_is_loaded_and_its_parameters_are_checked(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("kind", "loader", "right"),
-    [("images", "load_volume", "load_weighted"), ("volume", "load_weighted", "load_volume")],
+    [
+        ("images", "load_volume", "load_weighted"),
+        ("volume", "load_weighted", "load_volume"),
+        ("folder", "load_volume", "train_centerline"),
+        ("folder", "load_weighted", "train_centerline"),
+        ("images", "train_centerline", "load_weighted"),
+        ("volume", "train_centerline", "load_volume"),
+    ],
 )
 def test_the_wrong_loader_is_named_with_the_right_one(
     tmp_path: Path, kind: str, loader: str, right: str
@@ -73,3 +81,31 @@ def test_other_kinds_are_as_before(tmp_path: Path):
     compiled = compile_workflow(parse_workflow(text("volume", "load_volume")), base_dir=tmp_path)
     assert not compiled.inputs["images"].as_images
     assert "expected" in problems(text("pictures", "load_volume"), tmp_path)
+
+
+def test_a_folder_is_read_by_the_step_that_trains(tmp_path: Path):
+    compiled = compile_workflow(
+        parse_workflow(text("folder", "train_centerline")), base_dir=tmp_path
+    )
+    assert compiled.inputs["images"].as_images
+    (step,) = compiled.steps
+    assert (step.makes, step.random) == ("document", True)
+    found = problems(text("folder", "orient"), tmp_path)
+    assert 'put a step with use = "train_centerline" above' in found
+    again = '[[step]]\nid = "again"\nuse = "train_centerline"\nin = "images"'
+    assert "loaded already" in problems(text("folder", "train_centerline", again), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "images", "labels"])
+def test_only_a_folder_of_examples_is_always_one_case(tmp_path: Path, kind: str):
+    """A BIDS dataset is split for images, and a folder of masks for masks."""
+    loader = {"folder": "train_centerline", "images": "load_weighted", "labels": "load_volume"}
+    for name in ("sub-1", "sub-2"):
+        (tmp_path / name / "anat").mkdir(parents=True)
+        (tmp_path / name / "anat" / f"{name}_VFA.nii.gz").write_bytes(b"1")
+    compiled = compile_workflow(parse_workflow(text(kind, loader[kind])), base_dir=tmp_path)
+    cases = find_cases(tmp_path, compiled)
+    assert len(cases) == (1 if kind == "folder" else 2)
+    if kind == "folder":
+        assert cases[0].inputs == {"images": str(tmp_path.resolve())}
+        assert cases[0].case_id == "case0001"
