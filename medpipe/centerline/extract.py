@@ -29,6 +29,7 @@ from medpipe.centerline.sections import area_radius
 from medpipe.centerline.settings import ExtractionSettings
 from medpipe.centerline.smoothing import smooth_positions
 from medpipe.centerline.tips import centred_ends
+from medpipe.centerline.touching import cut_contacts
 from medpipe.centerline.tree import CenterlineTree
 from medpipe.errors import StepError, UsageError
 from medpipe.types import Affine, Json
@@ -56,6 +57,7 @@ class _Job:
     unasked: list[int] = field(default_factory=list)
     rules: dict[int, str] = field(default_factory=dict)
     unsupported: int = 0
+    contacts: int = 0
     closing: list[NDArray[np.int64]] = field(default_factory=list)
 
     @property
@@ -229,7 +231,7 @@ def _grown(
     distance_mm: Floats | None,
 ) -> Growth:
     """Return the pruned tree of one component."""
-    s, voxel_mm = job.settings, job.lumen.voxel_mm
+    s = job.settings
     grown = grow(
         job.lumen,
         paths,
@@ -237,9 +239,24 @@ def _grown(
         roots,
         asked=asked,
         distance_mm=distance_mm,
-        ball_mm=(s.ball_scale, s.ball_voxels * voxel_mm),
+        ball_mm=(s.ball_scale, s.ball_voxels * job.lumen.voxel_mm),
     )
-    return prune(job.lumen, grown, radii=s.prune_radii, more_mm=s.prune_voxels * voxel_mm)
+    return _pruned(job, grown)
+
+
+def _pruned(job: _Job, grown: Growth) -> Growth:
+    """Return the tree without short branches at its ends."""
+    s = job.settings
+    more_mm = s.prune_voxels * job.lumen.voxel_mm
+    return prune(job.lumen, grown, radii=s.prune_radii, more_mm=more_mm)
+
+
+def _uncrossed(job: _Job, paths: Paths, component: int, grown: Growth) -> Growth:
+    """Return the tree with loops cut where vessels touch each other."""
+    members = job.groups[component]
+    cut, contacts = cut_contacts(job.lumen, paths, members, grown, job.loops[component])
+    job.contacts += contacts
+    return _pruned(job, cut) if contacts else grown
 
 
 def _trees(job: _Job) -> list[Growth]:
@@ -263,6 +280,8 @@ def _trees(job: _Job) -> list[Growth]:
                 ends = [int(tips[np.argmax(shortest.total[tips])])]
                 job.unsupported += 1
             grown = _grown(job, cheapest, c, roots, [*asked, *ends], None)
+        elif how == "geodesic" and job.loops[c] and job.settings.loops == "cut":
+            grown = _uncrossed(job, cheapest, c, grown)
         elif how == "geodesic" and not job.loops[c]:  # on a ring, ends are where paths meet
             ends = centred_ends(job.lumen, grown)
             grown = _grown(job, cheapest, c, roots, [*asked, *ends], None)

@@ -87,7 +87,7 @@ def close_loops(
     while len(closing) < count and (way >= least).any():
         long = np.flatnonzero((way >= least) & (way >= ALIKE * way[way >= least].max()))
         best = int(long[np.argmin(price[long])])
-        grown = _with_branches(lumen, paths, growth, pairs[best])
+        grown = _with_branches(lumen, paths, growth, pairs[best], float(least[best]))
         way[best] = 0.0
         if grown is None:
             continue
@@ -180,12 +180,12 @@ def _detours(
 
 
 def _with_branches(
-    lumen: Lumen, paths: Paths, growth: Growth, pair: Longs
+    lumen: Lumen, paths: Paths, growth: Growth, pair: Longs, least_mm: float
 ) -> tuple[Growth, tuple[int, int], float] | None:
     """Return the tree with the paths from two neighbours, their nodes, and what they add.
 
     What they add is the length between the nodes of the tree that they leave, in mm. None
-    where the two paths are one, or would join a node and its parent.
+    where the two paths are one, or touch the tree at nodes less than `least_mm` apart.
     """
     node = {int(v): n for n, v in enumerate(growth.voxels)}
     voxels, parents = growth.voxels.tolist(), growth.parents.tolist()
@@ -203,7 +203,8 @@ def _with_branches(
         added += chain
         ends.append(parent)
     a, b = ends
-    if a == b or parents[a] == b or parents[b] == a or starts[0] == starts[1]:
+    between = _ways(growth.parents, step_lengths_mm(lumen, growth), np.array([starts]))[0]
+    if a == b or parents[a] == b or parents[b] == a or between < least_mm:
         return None
     grown = replace(growth, voxels=np.array(voxels), parents=np.array(parents))
     steps = step_lengths_mm(lumen, grown)[len(growth.voxels) :]

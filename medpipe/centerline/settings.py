@@ -89,7 +89,7 @@ class ExtractionSettings:
     endpoints: EndpointRule = "geodesic"
     endpoint_points_mm: tuple[Point, ...] = ()
     ball_scale: float = 1.5
-    ball_voxels: float = 3.0
+    ball_voxels: float = 3.1
     prune_radii: float = 1.2
     prune_voxels: float = 2.0
     loops: LoopRule = "cut"
