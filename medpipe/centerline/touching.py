@@ -95,7 +95,8 @@ class _Tree:
 
     def cuts(self, a: int, b: int) -> list[_Cut]:
         """Return where the loop through two nodes may be cut instead, the better first."""
-        before, found = self.alive.copy(), []
+        before = self.alive.copy()
+        found: list[_Cut] = []
         for end in (a, b):
             self.alive[self.way_up(end)] = True
         for node in (a, b):
