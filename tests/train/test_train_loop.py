@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from medpipe.errors import InputError, StepError, UsageError
-from medpipe.train import LoopSettings, train
+from medpipe.train import LoopSettings, Progress, loop, train
 from medpipe.train.samples import training_batches
 
 MSE = nn.functional.mse_loss
@@ -278,3 +278,16 @@ def test_two_processes_make_the_steps_of_one(tmp_path):
         assert torch.allclose(weights, two["net"][name], atol=1e-6), name
     for a, b in zip(one["history"], two["history"], strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_a_notice_now_and_then_says_how_long_it_will_take(caplog):
+    """At 3 s an iteration a sentence comes every 30 s, with the minutes that are left."""
+    tell = loop._notice()
+    with caplog.at_level("INFO", "medpipe.notice"):
+        for n in range(1, 61):
+            tell(Progress(100 + n, 1000, 0.25, 0.5 if n > 30 else None, 3.0 * n))
+    assert caplog.messages[0] == (
+        "training: 110 of 1000 iterations, loss 0.25, about 44 min left"
+    )  # 890 x 3 s
+    assert [m.split()[1] for m in caplog.messages] == [str(100 + n) for n in range(10, 61, 10)]
+    assert "validation 0.5, about 42 min left" in caplog.messages[-1]
