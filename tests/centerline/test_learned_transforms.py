@@ -27,6 +27,7 @@ from medpipe.centerline.transforms.learned import (
     TrainingTable,
 )
 from medpipe.centerline.tree import CenterlineTree
+from medpipe.engine.steps import StepRunner
 from medpipe.errors import InputError, MedpipeError, StepError, UsageError
 from medpipe.models import MODELS, PackagedModel, pack_weights, unpack_weights
 from medpipe.models import registry as models
@@ -231,3 +232,10 @@ def test_the_user_is_told_how_many_examples_there_are(
     with caplog.at_level(logging.INFO, "medpipe.notice"):
         TrainCenterline(**(TINY | {"iterations": 1}))(examples)
     assert "3 examples to train with" in caplog.messages
+
+
+def test_a_run_decides_where_a_training_runs() -> None:
+    (step, *_) = compile_workflow("centerline-train").steps
+    made = StepRunner("cpu")._transform(step, ("model",))
+    assert isinstance(made, TrainCenterlined)
+    assert made.step.device == torch.device("cpu")
