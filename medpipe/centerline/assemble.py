@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from medpipe.centerline.endpoints import Growth
 from medpipe.centerline.lumen import Floats, Lumen
 
-__all__ = ["prune", "step_lengths_mm"]
+__all__ = ["prune", "step_lengths_mm", "without_shortcuts"]
+
+SHORTCUT = 4
+"""Lines that are so many voxels away from a node do not come back to it."""
 
 
 def step_lengths_mm(lumen: Lumen, growth: Growth) -> Floats:
@@ -75,6 +79,33 @@ def prune(
         alive[path] = False
         children[start] -= 1
     return _keep(growth, alive)
+
+
+def without_shortcuts(lumen: Lumen, growth: Growth) -> Growth:
+    """Return the tree without nodes between two of a line that are neighbouring voxels.
+
+    Paths of least cost have none; lines put together from pieces of paths may.
+    """
+    parents, n = growth.parents.copy(), len(growth.parents)
+    voxels = lumen.voxels[growth.voxels].astype(np.int64)
+    children = np.bincount(parents[parents >= 0], minlength=n)
+    fixed = (children != 1) | (parents < 0)
+    fixed[growth.asked] = True
+    alive = np.ones(n, bool)
+    for node in range(n - 1, -1, -1):  # children have higher numbers than their parents
+        if not alive[node] or parents[node] < 0:
+            continue
+        at = best = int(parents[node])
+        while not fixed[at] and (at := int(parents[at])) >= 0:
+            gap = int(np.abs(voxels[at] - voxels[node]).max())
+            if gap > SHORTCUT:
+                break
+            best = at if gap == 1 else best
+        at = int(parents[node])
+        while at != best:
+            alive[at], at = False, int(parents[at])
+        parents[node] = best
+    return _keep(replace(growth, parents=parents), alive)
 
 
 def _path(leaf: int, start: int, parents: NDArray[np.int64]) -> list[int]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from medpipe.centerline.assemble import prune
+from medpipe.centerline.assemble import prune, without_shortcuts
 from medpipe.centerline.endpoints import Growth, grow
 from medpipe.centerline.findings import findings_of
 from medpipe.centerline.learned_ends import learned_ends, learned_peaks, learned_roots
@@ -256,7 +256,7 @@ def _uncrossed(job: _Job, paths: Paths, component: int, grown: Growth) -> Growth
     members = job.groups[component]
     cut, contacts = cut_contacts(job.lumen, paths, members, grown, job.loops[component])
     job.contacts += contacts
-    return _pruned(job, cut) if contacts else grown
+    return without_shortcuts(job.lumen, _pruned(job, cut)) if contacts else grown
 
 
 def _trees(job: _Job) -> list[Growth]:
@@ -294,7 +294,12 @@ def _closed(job: _Job, paths: Paths, component: int, grown: Growth) -> Growth:
     closing = np.empty((0, 2), np.int64)
     loops = job.loops[component] if job.settings.loops == "keep" else 0
     if loops:
-        grown, closing = close_loops(job.lumen, paths, job.groups[component], grown, loops)
+        asked = len(grown.asked)
+        grown, edges = close_loops(job.lumen, paths, job.groups[component], grown, loops)
+        # what is left of ends where the loop had been cut goes, but for the new edges' ends
+        ends = np.concatenate([grown.asked, edges.ravel()])
+        kept = _pruned(job, replace(grown, asked=ends))
+        grown, closing = replace(kept, asked=kept.asked[:asked]), kept.asked[asked:].reshape(-1, 2)
     job.closing.append(closing)
     return grown
 

@@ -87,7 +87,9 @@ def close_loops(
     while len(closing) < count and (way >= least).any():
         long = np.flatnonzero((way >= least) & (way >= ALIKE * way[way >= least].max()))
         best = int(long[np.argmin(price[long])])
-        grown = _with_branches(lumen, paths, growth, pairs[best], float(least[best]))
+        grown = _with_branches(
+            lumen, paths, growth, (pairs[best], ends[best]), float(least[best])
+        )
         way[best] = 0.0
         if grown is None:
             continue
@@ -180,19 +182,26 @@ def _detours(
 
 
 def _with_branches(
-    lumen: Lumen, paths: Paths, growth: Growth, pair: Longs, least_mm: float
+    lumen: Lumen, paths: Paths, growth: Growth, meeting: tuple[Longs, Longs], least_mm: float
 ) -> tuple[Growth, tuple[int, int], float] | None:
     """Return the tree with the paths from two neighbours, their nodes, and what they add.
 
-    What they add is the length between the nodes of the tree that they leave, in mm. None
-    where the two paths are one, or touch the tree at nodes less than `least_mm` apart.
+    `meeting` holds the neighbours and the nodes that their paths reach. What they add is
+    the length between the nodes of the tree that they leave, in mm. None where the two
+    paths are one, or leave the tree at nodes less than `least_mm` apart.
     """
+    steps = step_lengths_mm(lumen, growth)
     node = {int(v): n for n, v in enumerate(growth.voxels)}
     voxels, parents = growth.voxels.tolist(), growth.parents.tolist()
     ends = []
     added: list[int] = []
     starts = []
-    for chain, parent in [_way_back(int(v), lumen, paths, node) for v in pair]:
+    pair, reached = (m.tolist() for m in meeting)
+    for voxel, own, other in zip(pair, reached, reversed(reached), strict=True):
+        beside = np.array([_near(growth.parents, steps, e, least_mm / 2) for e in (own, other)])
+        across = set(growth.voxels[beside[1] & ~beside[0]].tolist())
+        free = int(np.ceil(least_mm / (4 * lumen.voxel_mm)))
+        chain, parent = _way_back(voxel, lumen, paths, node, (across, free))
         if set(chain) & set(added):
             return None
         starts.append(parent)
@@ -203,26 +212,51 @@ def _with_branches(
         added += chain
         ends.append(parent)
     a, b = ends
-    between = _ways(growth.parents, step_lengths_mm(lumen, growth), np.array([starts]))[0]
+    between = _ways(growth.parents, steps, np.array([starts]))[0]
     if a == b or parents[a] == b or parents[b] == a or between < least_mm:
         return None
     grown = replace(growth, voxels=np.array(voxels), parents=np.array(parents))
-    steps = step_lengths_mm(lumen, grown)[len(growth.voxels) :]
-    gap = np.diff(lumen.positions_mm(pair), axis=0)
-    return grown, (a, b), float(steps.sum() + np.linalg.norm(gap))
+    new = step_lengths_mm(lumen, grown)[len(growth.voxels) :]
+    gap = np.diff(lumen.positions_mm(meeting[0]), axis=0)
+    return grown, (a, b), float(new.sum() + np.linalg.norm(gap))
+
+
+@compiled
+def _near(parents, steps, node, reach):  # type: ignore[no-untyped-def]
+    """Return which nodes the tree joins to one by a way shorter than `reach`, bool (n,)."""
+    n = len(parents)
+    way = np.full(n, np.inf)
+    way[node] = 0.0
+    at = node
+    while parents[at] >= 0:
+        way[parents[at]] = way[at] + steps[at]
+        at = parents[at]
+    for child in range(n):  # a parent has a lower number than its children
+        if parents[child] >= 0:
+            way[child] = min(way[child], way[parents[child]] + steps[child])
+    return way < reach
 
 
 def _way_back(
-    voxel: int, lumen: Lumen, paths: Paths, node: dict[int, int]
+    voxel: int,
+    lumen: Lumen,
+    paths: Paths,
+    node: dict[int, int],
+    across: tuple[set[int], int],
 ) -> tuple[list[int], int]:
-    """Return the voxels of the path from a voxel to where it touches the tree, and that node."""
+    """Return the voxels of a path to where it touches the tree, and that node.
+
+    `across` holds voxels of the tree on the other side of the meeting, and how many voxels
+    of the path do not count as touching them.
+    """
     chain: list[int] = []
     while voxel not in node:
         chain.append(voxel)
+        beyond = across[0] if len(chain) <= across[1] else set()
         touched = [
             (0.5 * (paths.cost[u] + paths.cost[voxel]) * lumen.steps_mm[e], u)
             for e, u in enumerate(lumen.neighbours[voxel].tolist())
-            if u in node and paths.source[u] == paths.source[voxel]
+            if u in node and u not in beyond and paths.source[u] == paths.source[voxel]
         ]
         if touched:
             return chain, node[min(touched)[1]]

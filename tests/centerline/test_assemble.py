@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from medpipe.centerline.assemble import prune, step_lengths_mm
+from medpipe.centerline.assemble import prune, step_lengths_mm, without_shortcuts
 from medpipe.centerline.endpoints import Growth
 from medpipe.centerline.prepare import structures_of
 
@@ -59,3 +59,31 @@ def test_requested_ends_and_the_last_branch_stay():
 def test_only_slim_branches_go_where_that_is_asked():
     lumen, growth = cross(3, 8)
     assert len(prune(lumen, growth, radii=0.0, more_mm=100.0, slim=0.5).voxels) == 31
+
+
+def corner(asked):
+    """A line of voxels with a node too many at (6, 6), which may be asked for."""
+    mask = torch.zeros(12, 12, 12, dtype=torch.uint8)
+    line = [(n, 5, 5) for n in range(1, 6)] + [(6, 6, 5), (6, 5, 5), (7, 4, 5), (8, 4, 5)]
+    for v in line:
+        mask[v] = 1
+    lumen = structures_of(mask, np.eye(4))[0].lumen
+    voxels = lumen.find(np.array(line) - lumen.origin)
+    parents = np.arange(-1, len(line) - 1)
+    return lumen, Growth(voxels, parents, np.array(asked, np.int64), np.array([len(line) - 1]))
+
+
+def test_a_line_takes_the_short_cut_between_neighbouring_voxels():
+    lumen, growth = corner([])
+    out = without_shortcuts(lumen, growth)
+    places = (lumen.voxels[out.voxels] + lumen.origin).tolist()
+    assert places == [[1, 5, 5], [2, 5, 5], [3, 5, 5], [4, 5, 5], [5, 5, 5], [6, 5, 5], [7, 4, 5], [8, 4, 5]]  # fmt: skip
+    assert out.parents.tolist() == [-1, 0, 1, 2, 3, 4, 5, 6]
+    assert out.found.tolist() == [7]
+
+
+def test_a_requested_end_is_not_cut_short():
+    lumen, growth = corner([5])
+    out = without_shortcuts(lumen, growth)
+    assert len(out.voxels) == 9
+    assert out.asked.tolist() == [5]

@@ -75,6 +75,15 @@ def test_a_ring_without_forks_is_cut_where_paths_meet():
     assert gaps.max() > 30  # across the ring, whose radius is 18 mm
 
 
+def test_a_ring_that_is_closed_has_no_other_ends():
+    torus = ring()
+    labels = torch.from_numpy(torus.mask.astype(np.uint8))
+    tree = extract_centerline(labels, torus.affine, ExtractionSettings(loops="keep"))
+    assert len(tree.closing) == 1
+    assert sorted(tree.closing[0]) == tree.leaves.tolist()
+    assert len(nx.cycle_basis(tree.graph.to_undirected())) == 1
+
+
 def test_a_requested_end_stays_in_place():
     truth = ladder("pass")
     where = tuple(truth.points_mm[np.argmin(np.linalg.norm(truth.points_mm - (16, 4, 6), axis=1))])
