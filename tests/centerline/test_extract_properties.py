@@ -175,7 +175,7 @@ def test_flipped_and_permuted_arrays_give_the_same_tree_to_a_voxel(seed, axes):
     assert np.linalg.norm(a[plain.roots] - b[other.roots], axis=1).max() <= 1.5
 
 
-@pytest.mark.parametrize("seed", (0, 1, 3, 4))
+@pytest.mark.parametrize("seed", [0, 1, 3, 4])
 def test_flipped_arrays_with_loops_are_cut_in_as_many_places(seed):
     plain, other = both_ways(walks(seed), (2, 1, 0))
     # of ways round a loop that are alike either may be cut
