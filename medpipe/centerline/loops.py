@@ -87,9 +87,7 @@ def close_loops(
     while len(closing) < count and (way >= least).any():
         long = np.flatnonzero((way >= least) & (way >= ALIKE * way[way >= least].max()))
         best = int(long[np.argmin(price[long])])
-        grown = _with_branches(
-            lumen, paths, growth, (pairs[best], ends[best]), float(least[best])
-        )
+        grown = _with_branches(lumen, paths, growth, (pairs[best], ends[best]), float(least[best]))
         way[best] = 0.0
         if grown is None:
             continue
