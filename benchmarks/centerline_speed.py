@@ -66,7 +66,7 @@ def minimal_paths(mask: Mask, affine: NDArray[Any]) -> str:
     from scipy.ndimage import distance_transform_edt
     from skimage.graph import MCP_Geometric
 
-    step = np.linalg.norm(affine[:3, :3], axis=0)
+    step = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
     part = mask[box_of(mask)]
     depth = distance_transform_edt(part, sampling=step)
     cost = np.where(part, 1 / np.maximum(depth, 1e-6) ** 2, -1.0)

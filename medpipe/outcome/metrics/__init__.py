@@ -1,0 +1,1 @@
+"""Figures of a prediction of two classes, each with its interval."""
