@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from medpipe.errors import UsageError
 from medpipe.outcome.interval import Interval, PairedDifference, check_level
@@ -248,9 +248,9 @@ def _structure(
     """
     event = outcome == 1
     m, n = int(event.sum()), int((~event).sum())
-    everywhere = stats.rankdata(scores, axis=1)
-    of_events = (everywhere[:, event] - stats.rankdata(scores[:, event], axis=1)) / n
-    of_others = 1 - (everywhere[:, ~event] - stats.rankdata(scores[:, ~event], axis=1)) / m
+    everywhere = _midranks(scores)
+    of_events = (everywhere[:, event] - _midranks(scores[:, event])) / n
+    of_others = 1 - (everywhere[:, ~event] - _midranks(scores[:, ~event])) / m
     area = of_events.mean(axis=1)
     patients = int(groups.max()) + 1
     a = _group_sums(of_events - area[:, None], groups[event], patients)
@@ -265,6 +265,15 @@ def _structure(
         + patients / (patients - 1) * (mixed + mixed.T) / (m * n)
     )
     return area, covariance
+
+
+def _midranks(scores: Floats) -> Floats:
+    """Return ranks from 1 in each row (K, n), the mean of them where scores are equal."""
+    rows = []
+    for row in scores:
+        _, which, count = np.unique(row, return_inverse=True, return_counts=True)
+        rows.append((count.cumsum() - (count - 1) / 2)[which])
+    return np.stack(rows)
 
 
 def _group_sums(values: Floats, groups: NDArray[np.int64], count: int) -> Floats:
