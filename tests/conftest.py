@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# how long an example takes says how busy the machine is
-settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says how busy the machine is. A commit is tested with the same
+# examples everywhere; with MEDPIPE_FUZZ_EXAMPLES set, every run looks at new ones.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize="MEDPIPE_FUZZ_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("suite")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -112,11 +112,12 @@ def _meetings_of(
     reached = np.full(len(lumen.voxels), -1, np.int32)
     pairs = _meet(order, lumen.neighbours, paths.predecessor, paths.source, node, reached)
     node[growth.voxels] = -1
-    ends = np.sort(reached[pairs].astype(np.int64), axis=1)
+    ends = reached[pairs].astype(np.int64)
+    both = ends.min(axis=1) * len(growth.voxels) + ends.max(axis=1)
     price = paths.total[pairs].sum(axis=1)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0], price, ends[:, 1], ends[:, 0]))
+    order = np.lexsort((price, both))  # stable: of equal ones that of the cheaper voxel
     first = np.ones(len(order), bool)
-    first[1:] = (np.diff(ends[order], axis=0) != 0).any(axis=1)
+    first[1:] = np.diff(both[order]) != 0
     chosen = order[first]
     return pairs[chosen], reached[pairs[chosen]].astype(np.int64), price[chosen]
 

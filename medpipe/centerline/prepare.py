@@ -166,13 +166,15 @@ def structures_of(labels: torch.Tensor, affine: Affine) -> list[Structure]:
     StepError
         If a structure leaves no voxel free.
     """
-    where = labels.nonzero()
-    values = labels[where[:, 0], where[:, 1], where[:, 2]]
+    corner, end = _box_of(labels)
+    part = labels[tuple(slice(a, b) for a, b in zip(corner, end, strict=True))].contiguous()
+    where = part.nonzero()
+    values = part[where[:, 0], where[:, 1], where[:, 2]]
     out = []
     for value in _host(values.unique()).tolist():
         own = where[values == value]
-        low = np.maximum(_host(own.amin(dim=0)) - 1, 0)
-        high = np.minimum(_host(own.amax(dim=0)) + 2, labels.shape)
+        low = np.maximum(corner + _host(own.amin(dim=0)).astype(np.int64) - 1, 0)
+        high = np.minimum(corner + _host(own.amax(dim=0)).astype(np.int64) + 2, labels.shape)
         box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         mask = (labels[box] == value).contiguous()
         if bool(mask.all()):
@@ -183,6 +185,21 @@ def structures_of(labels: torch.Tensor, affine: Affine) -> list[Structure]:
             )
         out.append(_structure(mask, int(value), low, affine))
     return out
+
+
+def _box_of(labels: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first and the last voxel plus one, along each axis, of what is above 0."""
+    # along axes as they lie in memory: others take a hundred times as long
+    strides = labels.stride()
+    axes = sorted(range(3), key=lambda axis: -strides[axis])
+    stored = labels.permute(axes)
+    plane = stored.amax(dim=2)
+    rows = [plane.amax(dim=1), plane.amax(dim=0), stored.amax(dim=0).amax(dim=0)]
+    box = np.empty((2, 3), np.int64)
+    for axis, row in zip(axes, rows, strict=True):
+        found = np.flatnonzero(_host(row))
+        box[:, axis] = found[0], found[-1] + 1
+    return box[0], box[1]
 
 
 def _structure(

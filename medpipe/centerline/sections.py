@@ -240,9 +240,10 @@ class _Field:
     def along(self, start: Array, steps: Array) -> tuple[torch.Tensor, torch.Tensor]:
         """Return values above the level, and whether they lie in the volume.
 
-        At ``start + steps``, both in voxels: (P, 1, 1, 3) and (P, RAYS, S, 3).
+        At ``start + steps``, both in voxels: (P, 1, 1, 3) and (P, RAYS, S, 3), the last
+        step of a ray the longest.
         """
-        reach = np.abs(steps).max(axis=(1, 2))
+        reach = np.abs(steps[:, :, -1]).max(axis=1)
         low = np.floor((start[:, 0, 0] - reach).min(axis=0)).astype(int) - 1
         high = np.ceil((start[:, 0, 0] + reach).max(axis=0)).astype(int) + 2
         low = np.clip(low, 0, self.shape - 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import networkx as nx
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -295,16 +296,25 @@ def test_wrong_settings_are_refused(wrong, what):
         ExtractionSettings(**wrong)
 
 
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+def test_how_the_mask_lies_in_memory_does_not_matter(axes):
+    truth = vessel_tree(1, shape=(40, 48, 56), root_radius_voxels=4, branches=5)
+    back = np.argsort(axes)
+    stored = truth.mask.transpose(axes).copy().transpose(back)
+    plain = extract_centerline(torch.from_numpy(truth.mask), truth.affine)
+    tree = extract_centerline(torch.from_numpy(stored), truth.affine)
+    assert tree.to_json() == plain.to_json()
+
+
 @pytest.mark.real_data
-def test_an_airway_of_a_chest_ct(real_data):
-    image = nib.load(real_data / "vessels" / "airway_CT_HR_label.nii.gz")
-    mask = torch.from_numpy(np.asarray(image.dataobj).astype(np.uint8))
-    tree = extract_centerline(mask, image.affine)
+def test_an_airway_of_a_chest_ct(airway):
+    mask, affine = airway
+    tree = extract_centerline(torch.from_numpy(mask), affine)
     assert len(tree.roots) == 1
     assert tree.facts["loops_found"] == 18
     assert loops_of_voxels(tree.voxels) == 0
     assert 110 <= len(tree.leaves) <= 140
-    highest = to_mm(image.affine, np.argwhere(mask.numpy()))[:, 2].max()
+    highest = to_mm(affine, np.argwhere(mask))[:, 2].max()
     root = tree.roots[0]
     assert highest - tree.positions_mm[root, 2] < 15  # the top of the trachea
     assert tree.radius_mm[tree.branches[0].nodes].max() > 6

@@ -25,12 +25,12 @@ def tapering(flip):
 @pytest.mark.parametrize("kind", ["clean", "very-rough"])
 def test_the_root_of_random_trees_is_the_root(kind):
     right = 0
-    for seed in range(10):
-        truth = vessel_tree(seed, shape=(112, 112, 112), kind=kind, root_radius_voxels=6)
+    for seed in range(8):
+        truth = vessel_tree(seed, shape=(80,) * 3, kind=kind, root_radius_voxels=5, branches=15)
         tree = extract_centerline(torch.from_numpy(truth.mask), truth.affine)
         gap = np.linalg.norm(tree.positions_mm[tree.roots] - truth.points_mm[truth.root], axis=1)
         right += int(gap.min() <= 2 * truth.radius_mm[truth.root])
-    assert right >= 9
+    assert right >= 7
 
 
 @pytest.mark.parametrize("flip", [False, True])
