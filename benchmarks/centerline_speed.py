@@ -1,6 +1,6 @@
 """CPU seconds and memory of centerlines beside thinning, TEASAR and minimal paths on a dense grid.
 
-    python benchmarks/centerline_speed.py [FOLDER] [--repeats 3]
+    python benchmarks/centerline_speed.py [FOLDER] [--repeats 3] [--case airway]
 
 Three masks: a simulated tree of 256³ voxels, one of 512³, and a real airway tree of 512 ×
 512 × 767 voxels (FOLDER holds ``vessels``). Every measurement runs in a process of its own
@@ -8,7 +8,8 @@ after a first run on a small tree that compiles and imports; memory is how far t
 rises above that. Each method gets the whole volume and crops it as it likes; for thinning
 and minimal paths, which do not, it is cropped here. The rows do not make the same thing:
 thinning gives voxels without a tree or radii, ``MCP_Geometric`` the costs of one root
-alone. kimimaro (GPL-3) is a peer here and no dependency of medpipe.
+alone. kimimaro (GPL-3) is a peer here and no dependency of medpipe. ``--case`` measures
+all methods on one mask anew and keeps what the results say of the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import real_folder, spread, versions, write_results
+from common import RESULTS, real_folder, spread, versions, write_results
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
@@ -132,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=real_folder())
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--case", choices=list(CASES), help="measure this one alone")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -139,9 +141,11 @@ def main() -> None:
         return
     import tempfile
 
-    rows = []
+    stored_rows = RESULTS / "centerline_speed.json"
+    rows = json.loads(stored_rows.read_text())["rows"] if args.case else []
+    rows = [row for row in rows if row["case"] != args.case]
     with tempfile.TemporaryDirectory() as scratch:
-        for case in CASES:
+        for case in [args.case] if args.case else CASES:
             mask, affine = case_of(case, args.folder)
             stored = Path(scratch) / "mask.npz"
             np.savez(stored, mask=mask, affine=affine)
