@@ -1,0 +1,404 @@
+"""Clinical covariates as the comparator of a network, and late fusion with it.
+
+Everything is learnt inside the folds: medians for missing values, scales, coefficients and,
+where asked for, the penalty. A patient counts once, however many cases there are. A late
+fusion learns from logits of networks that saw neither the case nor the test set, which
+`nested_logits` provides (Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medpipe.errors import UsageError
+from medpipe.outcome.clinical_model import CT_LOGIT, ClinicalModel, Term
+from medpipe.outcome.cohort import Cohort
+from medpipe.outcome.folds import Folds, make_folds
+from medpipe.types import Finding, Severity
+
+__all__ = [
+    "ClinicalPrediction",
+    "clinical_model",
+    "fit_clinical",
+    "late_fusion",
+    "nested_logits",
+]
+
+Columns = Mapping[str, NDArray[np.float64]]
+Predict = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+
+ENOUGH_EVENTS: Final = 10.0
+"""Events per coefficient below which a finding tells (Peduzzi et al. 1996,
+doi:10.1016/S0895-4356(96)00236-3)."""
+
+PENALTIES: Final = tuple(10.0**e for e in range(-3, 4))
+"""The inverse penalties that are tried where one is chosen."""
+
+_INNER: Final = 5
+
+
+@dataclass(frozen=True, eq=False)
+class ClinicalPrediction:
+    """Out-of-fold predictions of a clinical model, or of a late fusion.
+
+    Attributes
+    ----------
+    logit : ndarray of float64, shape (n,)
+        Of each case by the model of the fold that tests it.
+    models : tuple of ClinicalModel
+        One per fold.
+    model : ClinicalModel
+        Of all cases, for new patients; it has no figures of its own.
+    findings : tuple of Finding
+    """
+
+    logit: NDArray[np.float64]
+    models: tuple[ClinicalModel, ...]
+    model: ClinicalModel
+    findings: tuple[Finding, ...]
+
+    @property
+    def probability(self) -> NDArray[np.float64]:
+        """Probability of the event, shape (n,)."""
+        from scipy.special import expit
+
+        return expit(self.logit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts of the model in JSON form; no value of a case is in it."""
+        return {
+            "model": self.model.to_dict(),
+            "odds_ratios": self.model.odds_ratios(),
+            "folds": [m.to_dict() for m in self.models],
+            "events_per_parameter": min(m.events_per_parameter for m in self.models),
+            "findings": [f.to_dict() for f in self.findings],
+        }
+
+
+def clinical_model(
+    cohort: Cohort,
+    folds: Folds,
+    *,
+    covariates: Sequence[str] | None = None,
+    inverse_penalty: float | None = 1.0,
+    seed: int = 0,
+) -> ClinicalPrediction:
+    """Fit a logistic regression on the covariates in each fold and predict its test cases.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    folds : Folds
+    covariates : sequence of str, optional
+        Names in `cohort.covariates`; by default all.
+    inverse_penalty : float or None
+        C of scikit-learn's L2 penalty on standardised columns; None chooses one of
+        `PENALTIES` in each training set by the log loss of patients left out there.
+    seed : int
+        Of the splits that choose the penalty.
+
+    Raises
+    ------
+    UsageError
+        If there is no such covariate, or a training set has one outcome only.
+    """
+    columns = _chosen(cohort, covariates)
+    if not columns:
+        raise UsageError("a clinical model needs a covariate", got="a table without any")
+    return _cross_fit(cohort, folds, [columns] * len(folds), columns, inverse_penalty, seed)
+
+
+def late_fusion(
+    cohort: Cohort,
+    folds: Folds,
+    logits: NDArray[np.float64],
+    *,
+    covariates: Sequence[str] | None = None,
+    inverse_penalty: float | None = 1.0,
+    seed: int = 0,
+) -> ClinicalPrediction:
+    """Fit a logistic regression on the logit of the network and the covariates.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    folds : Folds
+    logits : ndarray of float64, shape (number of folds, n)
+        Row k has logits of networks that never saw a test case of fold k: of its test
+        cases, and of its training cases by networks that did not see them either
+        (`nested_logits`). NaN where there is none, for instance for all but the cases
+        that a network was validated with; those are left out of the fit.
+    covariates, inverse_penalty, seed
+        See `clinical_model`. An empty sequence recalibrates the logit alone.
+
+    Raises
+    ------
+    UsageError
+        If `logits` is not of that shape, a test case has none, or too few training cases have.
+    """
+    logits = np.asarray(logits, np.float64)
+    n = len(cohort)
+    if logits.shape != (len(folds), n):
+        raise UsageError(
+            "a late fusion needs a row of logits for each fold",
+            expected=f"shape ({len(folds)}, {n})",
+            got=f"shape {logits.shape}",
+            hint="logits of one cross-validation have seen the test cases; see nested_logits",
+        )
+    tested = logits[folds.fold_of, np.arange(n)]
+    if not np.isfinite(tested).all() or np.isinf(logits).any():
+        raise UsageError("a logit is infinite, or a test case has none")
+    columns = _chosen(cohort, covariates)
+    if CT_LOGIT in columns:
+        raise UsageError(f"'{CT_LOGIT}' is the name of the network's own covariate")
+    by_fold = [{CT_LOGIT: row, **columns} for row in logits]
+    return _cross_fit(cohort, folds, by_fold, {CT_LOGIT: tested, **columns}, inverse_penalty, seed)
+
+
+def nested_logits(folds: Folds, predict: Predict) -> NDArray[np.float64]:
+    """Return logits for a late fusion from networks that saw neither case nor test set.
+
+    For each fold one network learns from all other folds, and for each pair of folds one
+    from all but the two: K + K (K - 1) / 2 in all, 15 for five folds. A pair serves both
+    of its folds.
+
+    Parameters
+    ----------
+    folds : Folds
+        At least three.
+    predict : callable
+        Given the places of training cases and of other cases, trains a network with the
+        former and returns the logits of the latter, shape (number of the latter,).
+
+    Returns
+    -------
+    ndarray of float64, shape (number of folds, n)
+        Row k is for the fusion that is tested on fold k. The logits of one plain
+        cross-validation are ``rows[folds.fold_of, arange(n)]``.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than three folds, or `predict` returns another shape.
+    """
+    if len(folds) < 3:
+        raise UsageError("nested logits need three folds", got=str(len(folds)))
+    rows = np.full((len(folds), folds.n_cases), np.nan)
+    fold_of = folds.fold_of
+
+    def fill(left_out: tuple[int, ...]) -> None:
+        cases = np.flatnonzero(np.isin(fold_of, left_out))
+        found = np.asarray(predict(np.flatnonzero(~np.isin(fold_of, left_out)), cases), float)
+        if found.shape != cases.shape:
+            got = f"shape {found.shape}"
+            raise UsageError("logits are of the wrong shape", expected=f"{cases.shape}", got=got)
+        for k in left_out:
+            # of a pair, fold k takes what is said of the other; alone, of itself
+            wanted = fold_of[cases] != k if len(left_out) == 2 else fold_of[cases] == k
+            rows[k, cases[wanted]] = found[wanted]
+
+    for k in range(len(folds)):
+        fill((k,))
+        for j in range(k):
+            fill((j, k))
+    return rows
+
+
+def _chosen(cohort: Cohort, names: Sequence[str] | None) -> dict[str, NDArray[np.float64]]:
+    unknown = [name for name in names or () if name not in cohort.covariates]
+    if unknown:
+        raise UsageError("the cohort has no such covariate", got=", ".join(unknown))
+    return {
+        name: cohort.covariates[name] for name in (cohort.covariates if names is None else names)
+    }
+
+
+def _cross_fit(
+    cohort: Cohort,
+    folds: Folds,
+    by_fold: Sequence[Columns],
+    all_columns: Columns,
+    inverse_penalty: float | None,
+    seed: int,
+) -> ClinicalPrediction:
+    """Fit per fold with the columns of the fold, and once with all cases."""
+    if folds.n_cases != len(cohort):
+        raise UsageError("the folds are not of this cohort")
+    codes = cohort.patient_codes
+    logit = np.full(len(cohort), np.nan)
+    models = []
+    for k, columns in enumerate(by_fold):
+        train, test = folds.train(k), folds.test[k]
+        known = columns.get(CT_LOGIT)
+        if known is not None:
+            train = train[np.isfinite(known[train])]
+        model = fit_clinical(
+            _rows(columns, train),
+            cohort.outcome[train],
+            patients=codes[train],
+            inverse_penalty=inverse_penalty,
+            seed=seed,
+        )
+        logit[test] = model.logit(_rows(columns, test))
+        models.append(model)
+    final = fit_clinical(
+        all_columns, cohort.outcome, patients=codes, inverse_penalty=inverse_penalty, seed=seed
+    )
+    return ClinicalPrediction(logit, tuple(models), final, _findings(all_columns, models))
+
+
+def _rows(columns: Columns, cases: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    return {name: values[cases] for name, values in columns.items()}
+
+
+def _findings(columns: Columns, models: Sequence[ClinicalModel]) -> tuple[Finding, ...]:
+    findings = []
+    worst = min(models, key=lambda m: m.events_per_parameter)
+    if worst.events_per_parameter < ENOUGH_EVENTS:
+        rarer = min(worst.events, worst.patients - worst.events)
+        text = (
+            f"{rarer} patients of the rarer outcome for {len(worst.terms)} coefficients are"
+            f" {worst.events_per_parameter:.1f} events per parameter, below {ENOUGH_EVENTS:g}"
+        )
+        findings.append(Finding("clinical.few_events", Severity.WARNING, text))
+    for name in columns:
+        without = sum(name not in m.names for m in models)
+        if without:
+            text = f"'{name}' has no two values in {without} training sets and is left out there"
+            findings.append(Finding("clinical.constant", Severity.WARNING, text))
+    return tuple(findings)
+
+
+def fit_clinical(
+    covariates: Columns,
+    outcome: NDArray[np.int64],
+    *,
+    patients: NDArray[np.int64] | None = None,
+    inverse_penalty: float | None = 1.0,
+    seed: int = 0,
+) -> ClinicalModel:
+    """Fit a logistic regression with an L2 penalty on standardised covariates.
+
+    Missing values become the median, and a covariate that has any gets a column that says
+    where. Columns with one value only are left out. Each case weighs one over the number of
+    cases of its patient.
+
+    Parameters
+    ----------
+    covariates : dict of ndarray of float64, shape (n,)
+        NaN is a missing value.
+    outcome : ndarray of int64, shape (n,)
+    patients : ndarray of int64, shape (n,), optional
+        A number for each patient; by default each case is one.
+    inverse_penalty, seed
+        See `clinical_model`.
+
+    Raises
+    ------
+    UsageError
+        If there is one outcome only, no column that varies, or a value is infinite.
+    """
+    outcome = np.asarray(outcome, np.int64)
+    groups = np.arange(len(outcome)) if patients is None else np.asarray(patients, np.int64)
+    if len(np.unique(outcome)) < 2:
+        raise UsageError("a training set has one outcome only")
+    if inverse_penalty is not None and not 0.0 < inverse_penalty < np.inf:
+        raise UsageError("the inverse penalty is out of range", expected="above 0")
+    chosen = inverse_penalty is None
+    if inverse_penalty is None:
+        inverse_penalty = _choose_penalty(covariates, outcome, groups, seed)
+    _, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    empty = ClinicalModel(
+        _terms(covariates),
+        0.0,
+        float(inverse_penalty),
+        chosen,
+        len(outcome),
+        len(sizes),
+        len(np.unique(groups[outcome == 1])),
+    )
+    return _solve(empty, covariates, outcome, 1.0 / sizes[which])
+
+
+def _terms(covariates: Columns) -> tuple[Term, ...]:
+    """Return the columns that vary, without coefficients."""
+    terms = []
+    for name, values in covariates.items():
+        missing = np.isnan(values)
+        if np.isinf(values).any():
+            raise UsageError(f"'{name}' has an infinite value")
+        if missing.all():
+            continue
+        median = float(np.median(values[~missing]))
+        filled = np.where(missing, median, values)
+        if np.ptp(filled) > 0:
+            mean, scale = float(filled.mean()), float(filled.std())
+            terms.append(Term(name, "value", median, mean, scale))
+        if missing.any():
+            share = float(missing.mean())
+            terms.append(Term(name, "missing", median, share, float(missing.std())))
+    if not terms:
+        raise UsageError("no covariate varies in a training set")
+    return tuple(terms)
+
+
+def _solve(
+    model: ClinicalModel,
+    covariates: Columns,
+    outcome: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> ClinicalModel:
+    """Return the model with coefficients and their standard errors."""
+    from scipy.special import expit
+    from sklearn.linear_model import LogisticRegression
+
+    design = model.design(covariates)
+    fitted = LogisticRegression(
+        C=model.inverse_penalty, solver="newton-cholesky", tol=1e-9, max_iter=200
+    ).fit(design, outcome, sample_weight=weights)
+    slopes, intercept = fitted.coef_[0], float(fitted.intercept_[0])
+    p = expit(intercept + design @ slopes)
+    full = np.column_stack([np.ones(len(p)), design])
+    information = (full * (weights * p * (1.0 - p))[:, None]).T @ full
+    information[1:, 1:] += np.eye(len(slopes)) / model.inverse_penalty
+    errors = np.sqrt(np.diag(np.linalg.inv(information)))[1:]
+    terms = tuple(
+        replace(term, coefficient=float(b), error=float(e))
+        for term, b, e in zip(model.terms, slopes, errors, strict=True)
+    )
+    return replace(model, terms=terms, intercept=intercept)
+
+
+def _choose_penalty(
+    covariates: Columns, outcome: NDArray[np.int64], groups: NDArray[np.int64], seed: int
+) -> float:
+    """Return the penalty with the least log loss of patients left out; of equals the strongest."""
+    ids = tuple(str(i) for i in range(len(outcome)))
+    cohort = Cohort(ids, tuple(str(g) for g in groups), outcome)
+    number = min(_INNER, cohort.n_events, cohort.n_patients - cohort.n_events)
+    if number < 2:
+        hint = "give the penalty as a number"
+        raise UsageError(
+            "too few patients to choose a penalty", expected="2 of each outcome", hint=hint
+        )
+    folds = make_folds(cohort, folds=number, seed=seed)
+    losses = []
+    for penalty in PENALTIES:
+        loss = 0.0
+        for k, test in enumerate(folds.test):
+            train = folds.train(k)
+            model = fit_clinical(
+                _rows(covariates, train),
+                outcome[train],
+                patients=groups[train],
+                inverse_penalty=penalty,
+            )
+            logit = model.logit(_rows(covariates, test))
+            loss += float(np.logaddexp(0.0, np.where(outcome[test] == 1, -logit, logit)).sum())
+        losses.append(loss)
+    return float(PENALTIES[int(np.argmin(losses))])
