@@ -300,3 +300,18 @@ def test_the_preset_of_the_paper():
     assert (change.probability, change.rotate_deg, change.scale, change.gamma) == (
         0.5, 15.0, (0.85, 1.25), (0.7, 1.5)
     )  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_samples_are_made_where_the_network_is(encoder):
+    """On a GPU volumes are changed and windows made there; the result is near the CPU's."""
+    volumes, outcome = cohort(12)
+    settings = replace(QUICK, amp=False, augmentation=Augmentation(probability=1, noise_sd=2))
+    how = {"network_settings": SMALL, "encoder": encoder}
+    on_gpu = train_fold(volumes, outcome, settings, device="cuda", **how)
+    assert next(on_gpu.network.parameters()).is_cuda
+    on_cpu = train_fold(volumes, outcome, settings, device="cpu", **how)
+    for a, b in zip(on_gpu.history, on_cpu.history, strict=True):
+        assert a["metric"] == pytest.approx(b["metric"], rel=0.05)
+    half = train_fold(volumes, outcome, replace(settings, amp=True), device="cuda", **how)
+    assert half.best_metric == pytest.approx(on_cpu.best_metric, rel=0.1)
