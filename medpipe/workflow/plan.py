@@ -319,7 +319,10 @@ class _Compiler:
 
 
 def _file_parameter(value: Any, base_dir: Path, *, free: bool) -> tuple[Path | None, str]:
-    """Return the path of a file parameter, or None and why it is refused."""
+    """Return the path of a file parameter, or None and why it is refused.
+
+    The folder of a MONAI bundle stands for its ``configs/metadata.json``.
+    """
     if not isinstance(value, str) or not value or "\0" in value:
         return None, f"expected the path of a file, got {shown(value)}"
     path = Path(value)
@@ -333,6 +336,9 @@ def _file_parameter(value: Any, base_dir: Path, *, free: bool) -> tuple[Path | N
         path = path.resolve(strict=True)
     except (OSError, RuntimeError):
         return None, f"there is no file {shown(value)}"
+    bundle = path / "configs" / "metadata.json"
+    if bundle.is_file():  # a model is named by its folder, and its metadata pin the rest
+        path = bundle.resolve()
     if not free and not path.is_relative_to(base_dir):
         return None, "the file is a link that leaves the workflow's folder"
     if not path.is_file():
