@@ -79,13 +79,21 @@ def test_the_intervals_cover():
     assert (hits / 100 > 0.9).all()
 
 
-def test_a_steep_start_converges():
-    # Newton without halved steps leaves for infinity here
+@pytest.mark.parametrize("shift", [-8, 8])
+def test_probabilities_far_from_the_outcomes_still_converge(shift):
+    # Newton's whole steps leave for infinity here
     rng = np.random.default_rng(0)
-    x = np.r_[rng.normal(0, 0.05, 300), [9.0, -9.0]]
-    y = np.r_[rng.integers(0, 2, 300), [1, 0]]
-    p = special.expit(x)
-    assert m.calibration_slope(y, p) == pytest.approx(peer_fit(y, p)[0], abs=1e-7)
+    logit = np.clip(rng.normal(shift, 4, (40, 25)), -13, 13)
+    y = (rng.random((40, 25)) < 0.5).astype(int)
+    y[:, 0], y[:, 1] = 0, 1
+
+    def gap(a, outcome, x):
+        return (special.expit(a + x) - outcome).sum()
+
+    for outcome, x in zip(y, logit, strict=True):
+        expected = optimize.brentq(gap, -40, 40, args=(outcome, x), xtol=1e-13)
+        found = m.calibration_intercept(outcome, special.expit(x))
+        assert found == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize(
