@@ -244,12 +244,23 @@ def test_a_column_without_information_is_left_out_and_told():
         clinical_model(cohort, make_folds(cohort), covariates=["ivh"])
 
 
-def test_outcomes_that_a_covariate_separates_are_fitted_by_the_penalty():
+@pytest.mark.parametrize("inverse_penalty", [1e-3, 1.0, 1e6])
+def test_outcomes_that_a_covariate_separates_are_fitted_by_the_penalty(inverse_penalty):
     y = np.repeat([0, 1], 30)
-    model = fit_clinical({"gcs": y.astype(float)}, y)
+    model = fit_clinical({"gcs": y.astype(float)}, y, inverse_penalty=inverse_penalty)
     (row,) = model.odds_ratios()
     assert np.isfinite([row["low"], row["high"]]).all()
     assert auc(y, model.logit({"gcs": y.astype(float)})) == 1.0
+
+
+@pytest.mark.parametrize("inverse_penalty", [1e-3, 1.0, 1e6])
+def test_the_same_covariate_twice_has_half_the_coefficient(inverse_penalty):
+    columns, y, _ = simulate(150, 21)
+    twice = {"a": columns["wfns"], "b": columns["wfns"].copy()}
+    a, b = fit_clinical(twice, y, inverse_penalty=inverse_penalty).terms
+    (one,) = fit_clinical({"a": columns["wfns"]}, y, inverse_penalty=2 * inverse_penalty).terms
+    assert a.coefficient == pytest.approx(b.coefficient, abs=1e-6)
+    assert a.coefficient + b.coefficient == pytest.approx(one.coefficient, abs=1e-6)
 
 
 def test_what_cannot_be_fitted_is_refused():

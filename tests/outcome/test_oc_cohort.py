@@ -360,6 +360,28 @@ def test_numbers_and_names_of_covariates():
     assert not LATER & set(COVARIATES)
 
 
+def test_the_page_names_every_covariate_with_its_values_and_the_messages(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs/reference/outcome-cohort.md").read_text()
+    for rule in COVARIATES.values():
+        assert f"| `{rule.name}` | {rule.meaning} | {rule.expected} |" in page
+    said = [part.split("Next: ")[-1] for part in page.split("`") if "Next: " in part]
+    assert len(said) == 16
+    text = (
+        "case_id,patient_id,outcome,age_years,gcs,ich_ml,sex,time_days,event\n"
+        "c1,p1,,,,,,1,1\nc2,p2,2,,,,,1,1\nc3,p3,0,200,3.5,x,1,0,2\n"
+        "c4,p4,0,,,,,1,0\nc5,p4,1,,,,,1,0\nc6,P4,0,,,,,1,0\nc7,,0,,,,,1,0\n"
+    )
+    hints = {w.split(" | ")[1] for _, w in refused(tmp_path, text, time="time_days", event="event")}
+    text = rows("kernel,Age_Years", "1,50", "2,60")
+    hints |= {w.split(" | ")[1] for _, w in refused(tmp_path, text)}
+    hints |= {w.split(" | ")[1] for _, w in refused(tmp_path, text, covariates=["kernels"])}
+    text = "case_id,patient_id,outcome\nc1,p1,0\n"
+    hints |= {w.split(" | ")[1] for _, w in refused(tmp_path, text)}
+    text += "".join(f"d{i},q{i},{int(i < 3)}\n" for i in range(9))
+    hints |= {w.split(" | ")[1] for _, w in refused(tmp_path, text, folds=5)}
+    assert set(said) == hints - {"None"}
+
+
 def test_reading_a_cohort_imports_no_framework():
     code = (
         "import sys, medpipe.outcome.cohort, medpipe.outcome.folds, medpipe.outcome.leaks,"
