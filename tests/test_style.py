@@ -22,6 +22,8 @@ HOST_ALLOWED = {
     ("graphcut/stencil.py", "_host"),
     # torch has no connected components; one byte per voxel crosses
     ("steps/_components.py", "_host"),
+    # a number for each case, where predictions are evaluated
+    ("outcome/crossval.py", "_host"),
     # SimpleITK optimises on the host; a copy of 2 mm or coarser crosses
     ("steps/registration.py", "to_sitk"),
     # torch has no search tree; the nodes cross once, and the points to look up
