@@ -140,8 +140,8 @@ def _check_header(
         return [name for name in wanted.covariates if name in index]
     left = {*LATER, *ACQUISITION, f"{wanted.image}{DIGEST_SUFFIX}", "patient_id", "site"}
     for name in spare:
-        if name in COVARIATES or name in left or not name.strip():
-            continue
+        if name in COVARIATES or name in left or not (name.strip() and name.isprintable()):
+            continue  # a name that is none is told with the cases
         meant = meant_covariate(name)
         hint = f"rename it to '{meant}'" if meant else "ask for it by name, or delete the column"
         problems.add(f"column {index[name] + 1} ('{name}') is no known covariate", 1, hint)

@@ -217,6 +217,12 @@ def test_unknown_columns_are_refused_until_they_are_asked_for(tmp_path):
     ]
 
 
+def test_a_name_of_a_column_that_is_none_is_told_once_and_not_quoted(tmp_path):
+    text = rows(f'"{PLANTED}\nborn"', "1", "2")
+    ((line, words),) = refused(tmp_path, text)
+    assert (line, words.split(" | ")[0]) == (1, "column 4 has a name that is not plain text")
+
+
 def test_an_unknown_covariate_must_be_a_number(tmp_path):
     text = rows("lactate", "1.5", "-2e1", PLANTED, '"1,5"', "inf", "1_0")
     assert refused(tmp_path, text, covariates=["lactate"]) == [
