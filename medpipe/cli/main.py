@@ -38,11 +38,15 @@ is never done twice.""",
     default_parameter=Parameter(negative=()),
 )
 
-VERBS = ("ls", "show", "plan", "validate", "run", "report", "doctor", "manifest", "data", "bids")
+VERBS = (
+    "ls", "show", "plan", "validate", "run", "report", "doctor", "manifest", "data", "bids",
+    "outcome-train",
+)  # fmt: skip
+_MODULES = {"outcome-train": "outcome"}
 _GROUPS = ("manifest", "data")  # verbs with verbs of their own
 for _verb in VERBS:
-    _name = "app" if _verb in _GROUPS else _verb
-    app.command(f"medpipe.cli.{_verb}:{_name}", name=_verb)
+    _name = "app" if _verb in _GROUPS else _verb.replace("-", "_")
+    app.command(f"medpipe.cli.{_MODULES.get(_verb, _verb)}:{_name}", name=_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

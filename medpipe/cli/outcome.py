@@ -1,0 +1,289 @@
+"""`medpipe outcome-train`: from a cohort of head CT to an evaluated model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from medpipe.cli.output import console
+from medpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from medpipe.engine.run import RunSummary
+    from medpipe.outcome.cohort import Cohort
+    from medpipe.outcome.crossval import FoldProgress
+
+__all__ = ["outcome_train"]
+
+WORKFLOW = "outcome-prepare"
+PREPARED = "prepared.nii.gz"
+_COLUMNS = Group("Columns of the table", sort_key=1)
+_TRAINING = Group("Training", sort_key=2)
+_MACHINE = Group("Machine", sort_key=3)
+
+
+def outcome_train(
+    cohort: Path,
+    out: Path,
+    /,
+    *,
+    outcome_name: str = "the event",
+    name: str = "outcome",
+    simulated: bool = False,
+    demonstration: bool = False,
+    outcome: Annotated[str, Parameter(group=_COLUMNS)] = "outcome",
+    patient: Annotated[str, Parameter(group=_COLUMNS)] = "patient_id",
+    image: Annotated[str, Parameter(group=_COLUMNS)] = "image",
+    site: Annotated[str, Parameter(group=_COLUMNS)] = "site",
+    covariates: Annotated[list[str] | None, Parameter(group=_COLUMNS)] = None,
+    time: Annotated[str | None, Parameter(group=_COLUMNS)] = None,
+    event: Annotated[str | None, Parameter(group=_COLUMNS)] = None,
+    grid: Annotated[Literal["paper", "compact"], Parameter(group=_TRAINING)] = "paper",
+    spacing_mm: Annotated[float | None, Parameter(group=_TRAINING)] = None,
+    size_voxels: Annotated[tuple[int, int, int] | None, Parameter(group=_TRAINING)] = None,
+    architecture: Annotated[
+        Literal["densenet121", "small"], Parameter(group=_TRAINING)
+    ] = "densenet121",
+    preset: Annotated[Literal["windows", "paper"], Parameter(group=_TRAINING)] = "windows",
+    loss: Annotated[
+        Literal["cross-entropy", "weighted", "focal", "survival"], Parameter(group=_TRAINING)
+    ] = "cross-entropy",
+    encoder: Annotated[Path | None, Parameter(group=_TRAINING)] = None,
+    iterations: Annotated[int, Parameter(group=_TRAINING)] = 1500,
+    batch_size: Annotated[int, Parameter(group=_TRAINING)] = 4,
+    learning_rate: Annotated[float, Parameter(group=_TRAINING)] = 3e-4,
+    folds: Annotated[int, Parameter(group=_TRAINING)] = 5,
+    by_site: Annotated[bool, Parameter(group=_TRAINING)] = False,
+    recalibration: Annotated[
+        Literal["platt", "temperature", "isotonic", "none"], Parameter(group=_TRAINING)
+    ] = "platt",
+    nested: Annotated[bool, Parameter(group=_TRAINING)] = False,
+    seed: Annotated[int, Parameter(group=_TRAINING)] = 0,
+    workers: Annotated[int | None, Parameter(group=_MACHINE)] = None,
+    device: Annotated[str, Parameter(group=_MACHINE)] = "auto",
+    quiet: Annotated[bool, Parameter(group=_MACHINE)] = False,
+) -> int:
+    """Train a network that predicts an outcome from head CT, and evaluate it honestly.
+
+    Every CT is prepared (`medpipe show outcome-prepare`), patients are split into folds, a
+    network is trained for each and judged on patients that it has not seen, beside the
+    prevalence, the clinical covariates alone and both together. OUT then holds the report
+    (index.html), evaluation.json, predictions.csv, folds.json and the model (model/), which
+    `medpipe run outcome-predict` uses. Run the same command again to resume.
+
+    A case that cannot be prepared is named and left out; the others go on.
+
+    Examples:
+
+        medpipe data simulate-sah cohort/ --patients 40
+        medpipe outcome-train cohort/cases.csv out/ --simulated --grid compact
+            --architecture small --iterations 200
+
+    Exit code 0 if all cases took part, 2 if the table or a setting is wrong, 3 if some
+    cases could not be prepared, 4 if none could.
+
+    Parameters
+    ----------
+    cohort : Path
+        A table (.csv, .parquet): case_id, image, outcome (0 or 1), and if known patient_id,
+        site and covariates; see docs/reference/outcome-cohort.md.
+    out : Path
+        The folder for all results; it may hold an earlier run of the same study.
+    outcome_name : str
+        What the probability is of, for the report: "death within 3 months".
+    name : str
+        Of the model.
+    simulated : bool
+        The patients are simulated: the report and the model say so everywhere.
+    demonstration : bool
+        The model is a demonstration, not for clinical use: every output says so.
+    outcome, patient, image, site : str
+        Names of the columns.
+    covariates : list of str, optional
+        Columns of the clinical model (default: all known ones); may be repeated.
+    time, event : str, optional
+        Columns of days to the event or to the end of observation, and whether it is the event.
+    grid : {"paper", "compact"}
+        Voxels that the network sees; "paper" is that of the published model.
+    spacing_mm : float, optional
+        Of cubic voxels, in place of the grid's own.
+    size_voxels : three int, optional
+        In place of the grid's own.
+    architecture : {"densenet121", "small"}
+        "small" has a hundredth of the weights, for CPUs.
+    preset : {"windows", "paper"}
+        Channels: brain, blood and bone, or 0 to 100 HU three times.
+    loss : {"cross-entropy", "weighted", "focal", "survival"}
+        Weighted ones balance rare outcomes; "survival" needs time and event.
+    encoder : Path, optional
+        Weights to begin with, from a local file (.safetensors, .pt).
+    iterations, batch_size : int
+        Steps of a fold's training and CTs in each.
+    learning_rate : float
+        Its largest value.
+    folds : int
+        Parts of the cohort.
+    by_site : bool
+        Each fold is one site: how well the model does at a hospital it has not seen.
+    recalibration : {"platt", "temperature", "isotonic", "none"}
+        Of the probabilities, fitted inside the folds.
+    nested : bool
+        Fit it, and the fusion with covariates, on all training cases by further networks: three
+        times as long for five folds.
+    seed : int
+        Of folds, weights and samples.
+    workers : int, optional
+        CTs prepared at the same time.
+    device : str
+        auto, cpu, cuda or cuda:N.
+    quiet : bool
+        No progress bar.
+    """
+    from medpipe.outcome.cohort import read_cohort
+    from medpipe.outcome.crossval import CrossSettings
+    from medpipe.outcome.network import OutcomeNetworkSettings
+    from medpipe.outcome.prepare import grid_settings
+    from medpipe.outcome.study import StudyFacts, train_study
+    from medpipe.outcome.training import OutcomeTraining
+
+    chosen = grid_settings(grid, spacing_mm, list(size_voxels) if size_voxels else None)
+    training = OutcomeTraining(
+        preset=preset, loss=loss, iterations=iterations, batch_size=batch_size,
+        learning_rate=learning_rate, folds=folds, seed=seed, size_voxels=chosen.size_voxels,
+        spacing_mm=chosen.spacing_mm,
+    )  # fmt: skip
+    outputs = len(training.interval_days) if loss == "survival" else 2
+    settings = CrossSettings(
+        training=training,
+        network=OutcomeNetworkSettings(architecture=architecture, outputs=outputs),
+        by_site=by_site,
+        recalibration=recalibration,
+        nested=nested,
+    )
+    table = read_cohort(
+        cohort,
+        outcome=outcome,
+        patient=patient,
+        covariates=covariates,
+        site=site,
+        time=time,
+        event=event,
+        image=image,
+        folds=None if by_site else folds,
+    )
+    summary, volumes = _prepared(
+        table, out / "prepared", chosen, workers=workers, device=device, seed=seed, quiet=quiet
+    )
+    kept = [i for i, case in enumerate(table.case_ids) if case in volumes]
+    if summary.interrupted:
+        return summary.exit_code
+    if not kept:
+        raise UsageError("no case could be prepared", hint=f"see {out / 'prepared/index.html'}")
+    with _Bar(quiet) as progress:
+        result = train_study(
+            table.select(kept),
+            volumes,
+            out,
+            settings,
+            grid=chosen,
+            facts=StudyFacts(name, outcome_name, simulated, demonstration),
+            refused=_reasons(summary),
+            encoder=encoder,
+            device=device,
+            progress=progress,
+        )
+    page = _page(result.evaluation, out)
+    _say(result.evaluation, page)
+    return summary.exit_code
+
+
+def _prepared(
+    table: Cohort, folder: Path, grid: Any, *, workers: int | None, device: str, seed: int,
+    quiet: bool,
+) -> tuple[RunSummary, dict[str, Path]]:  # fmt: skip
+    """Prepare all CT; return what became of the run, and a path for each case that is there."""
+    from medpipe.engine.pool.local import LocalExecutor
+    from medpipe.engine.progress import choose_progress
+    from medpipe.engine.run import run_workflow
+    from medpipe.io.case import Case
+    from medpipe.report.build import build_report
+    from medpipe.workflow.plan import compile_workflow
+
+    given = {
+        "spacing_mm": list(grid.spacing_mm),
+        "size_voxels": list(grid.size_voxels),
+        "top_margin_mm": grid.top_margin_mm,
+    }
+    compiled = compile_workflow(WORKFLOW, overrides=[f"grid.{k}={v}" for k, v in given.items()])
+    cases = [Case(case, {"image": str(table.images[case])}) for case in table.case_ids]
+    summary = run_workflow(
+        compiled, cases, folder, executor=LocalExecutor(workers), device=device, seed=seed,
+        timeout_s=7200, progress=choose_progress(quiet=quiet),
+    )  # fmt: skip
+    build_report(folder)
+    for failure in summary.failed:
+        console(stderr=True).print(
+            f"left out: case {failure.case_id} · {failure.message}", markup=False, soft_wrap=True
+        )
+    failed = {failure.case_id for failure in summary.failed}
+    paths = {case: folder / "cases" / case / PREPARED for case in table.case_ids}
+    return summary, {c: p for c, p in paths.items() if c not in failed and p.is_file()}
+
+
+def _reasons(summary: RunSummary) -> dict[str, int]:
+    """Return how many cases were left out, by reason; a reason names no case."""
+    counts: dict[str, int] = {}
+    for failure in summary.failed:
+        reason = f"{failure.step}: could not be prepared" if failure.step else "could not be read"
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def _page(evaluation: dict[str, Any], out: Path) -> Path:
+    from medpipe.io.atomic import write_bytes_atomic
+    from medpipe.report.outcome_page import evaluation_page
+
+    page = out / "index.html"
+    write_bytes_atomic(page, evaluation_page(evaluation).encode())
+    return page
+
+
+def _say(evaluation: dict[str, Any], page: Path) -> None:
+    """Print the area under the curve of each model, with its interval."""
+    out = console()
+    said = " (simulated)" if evaluation["simulated"] else ""
+    out.print(f"{evaluation['n']} cases, {evaluation['events']} events{said}, out of fold:")
+    for model in evaluation["models"]:
+        area = model["metrics"].get("auroc") or {}
+        if area.get("value") is not None:
+            ends = f"{area['low']:.3f} to {area['high']:.3f}"
+            out.print(f"  {model['label']}: AUROC {area['value']:.3f} ({ends})", markup=False)
+    out.print(f"report: {page}", soft_wrap=True)
+
+
+class _Bar:
+    """A bar over the networks of all folds, on the terminal."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]}"),
+            TimeRemainingColumn(), console=console(stderr=True), disable=quiet,
+        )  # fmt: skip
+
+    def __enter__(self) -> FoldProgress:
+        self.bar.start()
+        tasks: dict[str, Any] = {}
+
+        def tell(name: str, at: Any) -> None:
+            if name not in tasks:
+                tasks[name] = self.bar.add_task(name, total=at.iterations, loss="")
+            self.bar.update(tasks[name], completed=at.iteration, loss=f"{at.loss:.3f}")
+
+        return tell
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
