@@ -66,6 +66,10 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "train_centerline": "medpipe.centerline.transforms.learned:TrainCenterlined",
         "training_curve": "medpipe.centerline.transforms.learned:TrainingCurved",
         "training_table": "medpipe.centerline.transforms.learned:TrainingTabled",
+        "predict_outcome": "medpipe.outcome.transforms.predict:PredictOutcomed",
+        "prediction_table": "medpipe.outcome.transforms.predict:PredictionTabled",
+        "outcome_saliency": "medpipe.outcome.transforms.saliency:OutcomeSaliencyd",
+        "outcome_page": "medpipe.outcome.transforms.saliency:OutcomePaged",
         "fit_relaxation": "medpipe.qmri.transforms.fit:FitRelaxationd",
         "fit_perk": "medpipe.qmri.transforms.methods:FitPerkd",
         "fit_least_squares": "medpipe.qmri.transforms.methods:FitLeastSquaresd",
@@ -73,6 +77,10 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "relaxation_map": "medpipe.qmri.transforms.maps:RelaxationMapd",
         "quality_map": "medpipe.qmri.transforms.maps:QualityMapd",
         "relaxation_table": "medpipe.qmri.transforms.table:RelaxationTabled",
+        "ct_check": "medpipe.outcome.transforms.prepare:CtCheckd",
+        "head_frame": "medpipe.outcome.transforms.prepare:HeadFramed",
+        "head_grid": "medpipe.outcome.transforms.prepare:HeadGridd",
+        "ct_channels": "medpipe.outcome.transforms.prepare:CtChannelsd",
     }
 )
 """Name of a step in a workflow → ``"module:Class"`` of its dictionary transform."""
