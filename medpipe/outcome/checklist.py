@@ -218,6 +218,8 @@ def _measures(evaluation: Mapping[str, Any], study: Mapping[str, Any]) -> str:
 def _recalibration(evaluation: Mapping[str, Any], study: Mapping[str, Any]) -> str | None:
     if not study.get("recalibration"):
         return None
+    if str(study["recalibration"]).startswith("none"):
+        return "none"
     return f"recalibration: {study['recalibration']}, fitted inside folds"
 
 

@@ -89,8 +89,8 @@ def evaluate(
         What else a report says; all optional: title, outcome_name, horizon, population,
         data, dates, input, architecture, training (mapping), recalibration, fold_kind,
         fold_digest, covariates (list), missing (mapping of covariate to number), versions
-        (mapping), model, licence, intended_use, code, demonstration (bool), and authors
-        (mapping of TRIPOD+AI item to text).
+        (mapping), model, licence, intended_use, code, demonstration (bool), findings (list),
+        and authors (mapping of TRIPOD+AI item to text).
     survival : SurvivalPredictions, optional
         Of the time to the event, where that was predicted.
 

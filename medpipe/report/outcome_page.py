@@ -95,9 +95,8 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
         flow=_markup(_flow(evaluation)),
         folds=fold_table(evaluation),
         survival=survival_table(evaluation),
-        notes=[str(n) for n in evaluation.get("notes", []) if isinstance(n, str)]
-        if isinstance(evaluation.get("notes"), list)
-        else [],
+        notes=_texts(evaluation.get("notes")),
+        findings=_texts(study.get("findings")),
         facts=_study_facts(study),
         training=as_dict(study.get("training")),
         versions=sorted((str(k), str(v)) for k, v in as_dict(study.get("versions")).items()),
@@ -106,6 +105,10 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
         primary_label=_label(evaluation, str(evaluation.get("primary"))),
     )
     return page.decode()
+
+
+def _texts(value: Any) -> list[str]:
+    return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
 
 
 def _markup(svg: str) -> Any:

@@ -81,6 +81,11 @@ def test_metadata_fill_the_items(whole: dict[str, Any]) -> None:
     assert found["17"]["state"] == "filled"
 
 
+def test_no_recalibration_is_not_called_one(whole: dict[str, Any]) -> None:
+    changed = whole | {"study": STUDY | {"recalibration": "none, on validating cases"}}
+    assert items(changed)["12f"]["answer"] == "none"
+
+
 def test_simulated_data_are_called_so() -> None:
     for simulated in (True, False):
         found = items(evaluation(simulated=simulated))
