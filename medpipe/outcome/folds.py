@@ -22,7 +22,7 @@ from medpipe.io.atomic import canonical_json, write_json_atomic
 from medpipe.outcome.cohort import Cohort
 from medpipe.types import Finding, Severity
 
-__all__ = ["Folds", "inner_split", "make_folds", "read_folds", "write_folds"]
+__all__ = ["Folds", "make_folds", "read_folds", "write_folds"]
 
 Kind = Literal["stratified-group", "leave-one-site-out"]
 
@@ -168,49 +168,6 @@ def folds_digest(cohort: Cohort, test: Sequence[NDArray[np.int64]]) -> str:
         [cohort.case_ids[i], cohort.patients[i], k] for k, cases in enumerate(test) for i in cases
     ]
     return hashlib.sha256(canonical_json(sorted(rows))).hexdigest()
-
-
-def inner_split(
-    cohort: Cohort, train: NDArray[np.int64], *, share: float = 0.2, seed: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split a training set by patient into cases to fit with and cases to validate with.
-
-    Parameters
-    ----------
-    cohort : Cohort
-    train : ndarray of int64
-        Places of the training cases in the cohort.
-    share : float
-        Share of the patients, of each outcome, to validate with: above 0 and below 1.
-    seed : int
-
-    Returns
-    -------
-    fit, validation : ndarray of int64
-        Places in the cohort, ascending; both have patients of both outcomes.
-
-    Raises
-    ------
-    UsageError
-        If two patients of each outcome are not there.
-    """
-    if not 0.0 < share < 1.0:
-        raise UsageError("the share for validation is out of range", expected="above 0, below 1")
-    train = np.sort(np.asarray(train, np.int64))
-    codes = cohort.patient_codes
-    patients, first = np.unique(codes[train], return_index=True)
-    outcome = cohort.outcome[train[first]]
-    random = np.random.default_rng([seed, 0x5EED])
-    chosen = []
-    for value in (0, 1):
-        of_value = patients[outcome == value]
-        if len(of_value) < 2:
-            got = f"{len(of_value)} with outcome {value}"
-            raise UsageError("too few patients to split", expected="2 of each outcome", got=got)
-        number = min(max(round(share * len(of_value)), 1), len(of_value) - 1)
-        chosen.append(random.permutation(of_value)[:number])
-    held = np.isin(codes[train], np.concatenate(chosen))
-    return train[~held], train[held]
 
 
 def write_folds(path: Path, folds: Folds, cohort: Cohort) -> None:

@@ -1,4 +1,4 @@
-"""Folds by patient and by site, the split within a training set, and the file of folds."""
+"""Folds by patient and by site, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from medpipe.errors import InputError, UsageError
 from medpipe.outcome.cohort import Cohort
-from medpipe.outcome.folds import inner_split, make_folds, read_folds, write_folds
+from medpipe.outcome.folds import make_folds, read_folds, write_folds
 
 
 def make(outcomes: list[int], repeats: list[int] | None = None, sites=None) -> Cohort:
@@ -106,43 +104,6 @@ def test_a_patient_at_two_sites_is_refused_by_case():
     cohort = make([1, 0, 1, 0], [1, 2, 1, 1], sites=("a", "a", "b", "a", "b"))
     with pytest.raises(UsageError, match="case c002: a patient has cases at two sites"):
         make_folds(cohort, by_site=True)
-
-
-@settings(max_examples=60)
-@given(
-    st.lists(st.tuples(st.integers(0, 1), st.integers(1, 3)), min_size=8, max_size=60),
-    st.floats(0.05, 0.6),
-    st.integers(0, 9),
-)
-def test_the_inner_split_keeps_patients_whole_and_both_outcomes(patients, share, seed):
-    cohort = make([y for y, _ in patients], [r for _, r in patients])
-    train = np.arange(0, len(cohort))[::-1]
-    counts = np.bincount([y for y, _ in patients], minlength=2)
-    if counts.min() < 2:
-        with pytest.raises(UsageError, match="too few patients to split"):
-            inner_split(cohort, train, share=share, seed=seed)
-        return
-    fit, held = inner_split(cohort, train, share=share, seed=seed)
-    again = inner_split(cohort, np.sort(train), share=share, seed=seed)
-    assert np.array_equal(fit, again[0])
-    assert np.array_equal(held, again[1])
-    assert sorted([*fit, *held]) == list(range(len(cohort)))
-    assert not {cohort.patients[i] for i in fit} & {cohort.patients[i] for i in held}
-    for y in (0, 1):
-        number = len({cohort.patients[i] for i in held if cohort.outcome[i] == y})
-        assert number == min(max(round(share * counts[y]), 1), counts[y] - 1)
-        assert (cohort.outcome[fit] == y).any()
-
-
-def test_the_inner_split_stays_within_the_training_set_and_follows_the_seed():
-    train = make_folds(PAPER, folds=5).train(0)
-    fit, held = inner_split(PAPER, train, share=0.2, seed=1)
-    assert sorted([*fit, *held]) == train.tolist()
-    events = int(PAPER.outcome[train].sum())
-    assert len(held) == round(0.2 * events) + round(0.2 * (len(train) - events))
-    assert not np.array_equal(held, inner_split(PAPER, train, share=0.2, seed=2)[1])
-    with pytest.raises(UsageError, match="share for validation"):
-        inner_split(PAPER, train, share=1.0)
 
 
 def test_the_file_gives_the_folds_back_for_rows_in_any_order(tmp_path):
