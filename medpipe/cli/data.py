@@ -398,6 +398,79 @@ def vessels(
 
 
 @app.command
+def simulate_sah(
+    folder: Path,
+    /,
+    *,
+    patients: int = 20,
+    seed: int = 0,
+    format: Literal["nifti", "dicom", "both"] = "nifti",  # noqa: A002
+    spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
+    thickness_mm: float | None = None,
+    tilt_deg: float = 0.0,
+    noise_hu: float = 4.0,
+    sites: int = 1,
+    twice: int = 0,
+    labels: bool = False,
+    template: Path | None = None,
+    prevalence: float = 0.288,
+    bayes_auc: float = 0.90,
+    workers: int = 1,
+) -> int:
+    """Write head CTs with subarachnoid haemorrhage, outcomes of a stated risk, and cases.csv.
+
+    Whether a patient dies is drawn from a logistic model of blood, midline shift, age and WFNS
+    grade. truth.json holds the model, the AUC that no classifier can beat, and for each case
+    its probability and its millilitres of blood. Everything is simulated.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    patients : int
+        How many.
+    seed : int
+        Chooses the patients.
+    format : {"nifti", "dicom", "both"}
+        How images are written; the manifest names the DICOM series where there is one.
+    spacing : tuple of float
+        Voxel size in mm along x, y, z.
+    thickness_mm : float, optional
+        Thickness of a slice; default: its distance to the next.
+    tilt_deg : float
+        Gantry tilt; with DICOM alone.
+    noise_hu : float
+        Standard deviation of the noise in the middle of the head.
+    sites : int
+        Hospitals with scanners of their own, at most four.
+    twice : int
+        So many patients have two CTs: cases that must not be split.
+    labels : bool
+        Write label maps beside the images.
+    template : Path, optional
+        A head CT in HU or a stripped CT template as NIfTI, instead of the procedural head.
+    prevalence : float
+        Share of deaths of the risk model.
+    bayes_auc : float
+        AUC of its true probabilities.
+    workers : int
+        Processes.
+    """
+    from medpipe.phantoms.sah import SahScan
+    from medpipe.phantoms.sah_folder import SahCohort, write_sah_cohort
+
+    scan = SahScan(spacing, thickness_mm, tilt_deg, noise_hu)
+    cohort = SahCohort(
+        patients, seed, format, scan, sites, twice, labels, template, prevalence, bayes_auc
+    )
+    _must_be_empty(folder)
+    with console(stderr=True).status("simulating head CTs"):
+        cases = write_sah_cohort(folder, cohort, workers=workers)
+    print(f"{folder / 'cases.csv'}: {len(cases)} simulated cases")
+    return 0
+
+
+@app.command
 def nifti_folder(folder: Path, /, *, subjects: int = 3, seed: int = 0, matrix: int = 96) -> int:
     """Write a folder of NIfTI images, good ones and damaged ones, for nifti-check.
 
