@@ -1,6 +1,6 @@
 """The trainer of outcomes on real pictures: head CT, chest radiographs and hands, 64 x 64.
 
-    python benchmarks/outcome_mednist.py [--threads 2] [--per-class 600] [--iterations 260]
+    python benchmarks/outcome_mednist.py [--threads 2] [--per-class 500] [--iterations 160]
 
 Reads ``mednist_64/{HeadCT,CXR,Hand}_all.zip`` of the folder of real images. The training
 code is that of volumes, with ``spatial_dims=2``. Who the pictures are of is not known, so
@@ -55,9 +55,9 @@ def main() -> None:
     """Train, ask about pictures that were held out, and write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--per-class", type=int, default=600)
-    parser.add_argument("--held-out", type=int, default=3000)
-    parser.add_argument("--iterations", type=int, default=260)
+    parser.add_argument("--per-class", type=int, default=500)
+    parser.add_argument("--held-out", type=int, default=2000)
+    parser.add_argument("--iterations", type=int, default=160)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
         iterations=args.iterations,
         batch_size=32,
         learning_rate=5e-3,
-        validate_every=65,
+        validate_every=40,
         patience=None,
         augmentation=Augmentation(mirror_axes=(1,)),
         seed=args.seed,
@@ -82,7 +82,9 @@ def main() -> None:
 
     def tell(at: Progress) -> None:
         if at.iteration % 20 == 0:
-            print(f"{at.iteration}/{at.iterations} loss {at.loss:.4f} {at.seconds:.0f} s")
+            print(
+                f"{at.iteration}/{at.iterations} loss {at.loss:.4f} {at.seconds:.0f} s", flush=True
+            )
 
     model = train_fold(
         train_with,
