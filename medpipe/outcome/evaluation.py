@@ -169,7 +169,15 @@ def _thresholds(p: Predictions, name: str, rule: OperatingPoint) -> list[float]:
         return given if len(given) == count else given * count
     if count < 2 or constant_in_folds(p.probability[name], p.folds):
         return [0.5] * count
+    if _one_class_beside(p):
+        return [0.5] * count
     return cross_fitted_thresholds(p.outcome, p.probability[name], p.folds, rule)
+
+
+def _one_class_beside(p: Predictions) -> bool:
+    """Whether all cases beside some fold have the same outcome: there is no choosing there."""
+    y = np.asarray(p.outcome)
+    return any(len(np.unique(y[p.folds != k])) < 2 for k in np.unique(p.folds))
 
 
 def _rule_text(p: Predictions, rule: OperatingPoint) -> dict[str, str]:
@@ -178,7 +186,7 @@ def _rule_text(p: Predictions, rule: OperatingPoint) -> dict[str, str]:
         if set(p.thresholds) != set(p.probability):
             chosen += f"; for models without a given threshold: {rule.text()}, chosen for each "
             chosen += "fold on the out-of-fold predictions of the other folds"
-    elif p.fold_count() > 1:
+    elif p.fold_count() > 1 and not _one_class_beside(p):
         text = rule.text()
         chosen = "chosen for each fold on the out-of-fold predictions of the other folds"
     else:

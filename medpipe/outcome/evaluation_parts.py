@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medpipe.errors import InputError
 from medpipe.outcome.interval import Interval
 from medpipe.outcome.metrics import benefit, calibration, curves, proper, threshold
+from medpipe.outcome.metrics._arrays import finish, ratio
 from medpipe.outcome.metrics.bootstrap import bootstrap, weight_blocks
 from medpipe.outcome.metrics.ranking import auroc, average_precision, delong
 
@@ -94,12 +96,12 @@ class Resampling:
 
         What depends on how frequent the event is, is resampled without regard to it.
         """
-        found = bootstrap(
-            outcome, columns, statistic, groups=self.patients,
-            n=2 if too_small(outcome) else self.n, seed=self.seed, stratified=stratified,
-            level=self.level,
+        if too_small(outcome):
+            return _alone(outcome, columns, statistic, self.level)
+        return bootstrap(
+            outcome, columns, statistic, groups=self.patients, n=self.n, seed=self.seed,
+            stratified=stratified, level=self.level,
         )  # fmt: skip
-        return without_interval(found) if too_small(outcome) else found
 
     def area(self, outcome: Ints, score: Floats) -> Interval:
         """Return the AUROC with the interval of DeLong; too small a group gets none."""
@@ -111,6 +113,17 @@ def too_small(outcome: Ints) -> bool:
     """Whether there are too few cases, with the event or without, for an interval."""
     events = int(outcome.sum())
     return outcome.size < MIN_CASES or min(events, outcome.size - events) < MIN_EVENTS
+
+
+def _alone(outcome: Ints, columns: Any, statistic: Callable[..., Any], level: float) -> Interval:
+    """Return a statistic without an interval; without a value where it has none."""
+    counts, value, note = (outcome.size, int(outcome.sum())), None, TOO_SMALL
+    try:
+        given = columns if isinstance(columns, tuple) else (columns,)
+        value = float(statistic(outcome, *given))
+    except InputError as error:
+        note = error.what
+    return Interval(value, None, None, *counts, "none", level, None, note)
 
 
 def without_interval(figure: Interval) -> Interval:
@@ -189,8 +202,7 @@ def _within_folds(
         area = np.asarray(auroc(outcome[here], score[here], rows[:, here]))
         right = right + np.where(count > 0, np.nan_to_num(area) * count, 0.0)
         pairs = pairs + count
-    value = np.divide(right, pairs, out=np.full(len(rows), np.nan), where=pairs > 0)
-    return float(value[0]) if weights is None else value
+    return finish(ratio(right, pairs), weights is None, "every fold has one class only")
 
 
 _OF_PROBABILITY: dict[str, Callable[..., Any]] = {

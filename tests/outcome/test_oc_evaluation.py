@@ -328,6 +328,22 @@ def test_times_to_the_event() -> None:
     assert (found["n"], found["events"]) == (n, 74)
 
 
+def test_few_cases_have_figures_without_intervals() -> None:
+    rng = np.random.default_rng(0)
+    y = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    few = Predictions(y, {"ct": np.clip(0.3 * y + 0.6 * rng.random(12), 0, 1)}, fold=y)
+    found = evaluate(few, resamples=50)
+    json.dumps(found, allow_nan=False)
+    metrics = model(found, "ct")["metrics"]
+    assert metrics["auroc"]["value"] == pytest.approx(sk.roc_auc_score(y, few.probability["ct"]))
+    assert {m["low"] for m in metrics.values()} == {None}
+    assert all(m["note"] for m in metrics.values())
+    assert "low" not in model(found, "ct")["roc"]
+    # beside each fold there is one class only: no threshold can be chosen there
+    assert model(found, "ct")["thresholds"] == [0.5, 0.5]
+    assert found["operating_point"]["rule"] == "a probability of 0.5"
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
