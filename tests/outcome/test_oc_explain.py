@@ -25,8 +25,8 @@ from medpipe.outcome.explain import (
 )
 
 SHAPE = (24, 28, 20)
-LARGE = (40, 48, 40)
-"""Leaves 3 × 3 × 3 features of the last layer."""
+LARGE = (36, 40, 36)
+"""Leaves 2 × 2 × 2 features of the last layer."""
 
 
 def odds(outputs: Tensor) -> Tensor:

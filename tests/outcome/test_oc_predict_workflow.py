@@ -112,9 +112,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         f"predict.model={folder}",
         f"saliency.model={folder}",
         "saliency.sanity_stages=1",
+        "frame.method=none",
     ]
     command = [sys.executable, "-m", "medpipe", "run", "outcome-predict", str(root / "cases.csv"),
-               str(root / "out")]  # fmt: skip
+               str(root / "out"), "--workers", "1"]  # fmt: skip
     for one in sets:
         command += ["--set", one]
     paths = [str(root / "blocked"), str(REPOSITORY), *sys.path]
