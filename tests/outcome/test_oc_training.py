@@ -23,6 +23,7 @@ QUICK = OutcomeTraining(
     head_iterations=4, iterations=5, batch_size=3, validate_every=2, patience=None, seed=1,
     validation_share=0.25,
 )  # fmt: skip
+DROPPING = {"network_settings": replace(SMALL, dropout=0.2), "device": "cpu"}
 
 
 class StopError(Exception):
@@ -49,6 +50,12 @@ def encoder(tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def whole(encoder):
+    """A fold that was not interrupted."""
+    return train_fold(*cohort(), QUICK, encoder=encoder, **DROPPING)
+
+
 def bits(model):
     return {k: v.clone() for k, v in model.network.state_dict().items()}
 
@@ -58,10 +65,11 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(("stop", "goes_on"), [(3, 3), (8, 7)], ids=["head", "all"])
-def test_an_interrupted_fold_ends_with_the_bits_of_a_whole_one(tmp_path, encoder, stop, goes_on):
+def test_an_interrupted_fold_ends_with_the_bits_of_a_whole_one(
+    tmp_path, encoder, whole, stop, goes_on
+):
     volumes, outcome = cohort()
-    how = {"network_settings": replace(SMALL, dropout=0.2), "encoder": encoder, "device": "cpu"}
-    whole = train_fold(volumes, outcome, QUICK, **how)
+    how = DROPPING | {"encoder": encoder}
     file = tmp_path / "0.pt"
 
     def tell(at):
@@ -183,8 +191,8 @@ def test_three_classes_of_pictures(loss):
         picture[:, 5 * k : 5 * k + 5] += 150
     changes = Augmentation(mirror_axes=(), rotate_deg=5, elastic_share=0)
     settings = OutcomeTraining(
-        preset="pictures", iterations=24, batch_size=12, learning_rate=1e-2, loss=loss,
-        validate_every=12, augmentation=changes if loss == "focal" else None,
+        preset="pictures", iterations=18, batch_size=10, learning_rate=1e-2, loss=loss,
+        validate_every=9, augmentation=changes if loss == "focal" else None,
     )  # fmt: skip
     model = train_fold(
         pictures[:30], classes[:30], settings, network_settings=replace(FLAT, outputs=3),
