@@ -8,7 +8,7 @@ fusion learns from logits of networks that saw neither the case nor the test set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from medpipe.errors import UsageError
 from medpipe.outcome.clinical_model import CT_LOGIT, ClinicalModel, Term
 from medpipe.outcome.cohort import Cohort
 from medpipe.outcome.folds import Folds, make_folds
+from medpipe.outcome.nested import nested_logits
 from medpipe.types import Finding, Severity
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
 ]
 
 Columns = Mapping[str, NDArray[np.float64]]
-Predict = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
 
 ENOUGH_EVENTS: Final = 10.0
 """Events per coefficient below which a finding tells (Peduzzi et al. 1996,
@@ -132,7 +132,8 @@ def late_fusion(
         Row k has logits of networks that never saw a test case of fold k: of its test
         cases, and of its training cases by networks that did not see them either
         (`nested_logits`). NaN where there is none, for instance for all but the cases
-        that a network was validated with; those are left out of the fit.
+        that a network was validated with. Then covariates are weighted with all training
+        cases first, and their sum against the logit with the cases that have one.
     covariates, inverse_penalty, seed
         See `clinical_model`. An empty sequence recalibrates the logit alone.
 
@@ -160,55 +161,6 @@ def late_fusion(
     return _cross_fit(cohort, folds, by_fold, {CT_LOGIT: tested, **columns}, inverse_penalty, seed)
 
 
-def nested_logits(folds: Folds, predict: Predict) -> NDArray[np.float64]:
-    """Return logits for a late fusion from networks that saw neither case nor test set.
-
-    For each fold one network learns from all other folds, and for each pair of folds one
-    from all but the two: K + K (K - 1) / 2 in all, 15 for five folds. A pair serves both
-    of its folds.
-
-    Parameters
-    ----------
-    folds : Folds
-        At least three.
-    predict : callable
-        Given the places of training cases and of other cases, trains a network with the
-        former and returns the logits of the latter, shape (number of the latter,).
-
-    Returns
-    -------
-    ndarray of float64, shape (number of folds, n)
-        Row k is for the fusion that is tested on fold k. The logits of one plain
-        cross-validation are ``rows[folds.fold_of, arange(n)]``.
-
-    Raises
-    ------
-    UsageError
-        If there are fewer than three folds, or `predict` returns another shape.
-    """
-    if len(folds) < 3:
-        raise UsageError("nested logits need three folds", got=str(len(folds)))
-    rows = np.full((len(folds), folds.n_cases), np.nan)
-    fold_of = folds.fold_of
-
-    def fill(left_out: tuple[int, ...]) -> None:
-        cases = np.flatnonzero(np.isin(fold_of, left_out))
-        found = np.asarray(predict(np.flatnonzero(~np.isin(fold_of, left_out)), cases), float)
-        if found.shape != cases.shape:
-            got = f"shape {found.shape}"
-            raise UsageError("logits are of the wrong shape", expected=f"{cases.shape}", got=got)
-        for k in left_out:
-            # of a pair, fold k takes what is said of the other; alone, of itself
-            wanted = fold_of[cases] != k if len(left_out) == 2 else fold_of[cases] == k
-            rows[k, cases[wanted]] = found[wanted]
-
-    for k in range(len(folds)):
-        fill((k,))
-        for j in range(k):
-            fill((j, k))
-    return rows
-
-
 def _chosen(cohort: Cohort, names: Sequence[str] | None) -> dict[str, NDArray[np.float64]]:
     unknown = [name for name in names or () if name not in cohort.covariates]
     if unknown:
@@ -234,10 +186,8 @@ def _cross_fit(
     models = []
     for k, columns in enumerate(by_fold):
         train, test = folds.train(k), folds.test[k]
-        known = columns.get(CT_LOGIT)
-        if known is not None:
-            train = train[np.isfinite(known[train])]
-        model = fit_clinical(
+        fit = _two_stages if CT_LOGIT in columns else fit_clinical
+        model = fit(
             _rows(columns, train),
             cohort.outcome[train],
             patients=codes[train],
@@ -250,6 +200,60 @@ def _cross_fit(
         all_columns, cohort.outcome, patients=codes, inverse_penalty=inverse_penalty, seed=seed
     )
     return ClinicalPrediction(logit, tuple(models), final, _findings(all_columns, models))
+
+
+def _two_stages(
+    columns: Columns,
+    outcome: NDArray[np.int64],
+    *,
+    patients: NDArray[np.int64],
+    inverse_penalty: float | None,
+    seed: int,
+) -> ClinicalModel:
+    """Fit a fusion; where cases lack a logit, weight the covariates with all cases first.
+
+    Few cases carry few coefficients: those with a logit then decide on two, the logit of the
+    network and the one of the covariates, taken out of inner folds. The sum is again linear
+    in the covariates; its standard errors do not know of the second stage.
+    """
+    how: dict[str, Any] = {"inverse_penalty": inverse_penalty, "seed": seed}
+    known = np.flatnonzero(np.isfinite(columns[CT_LOGIT]))
+    some = {"patients": patients[known], **how}
+    rest = {name: values for name, values in columns.items() if name != CT_LOGIT}
+    cohort = _anonymous(outcome, patients)
+    number = _inner_number(cohort)
+    if len(known) == len(outcome) or number < 2 or not _terms(rest):
+        return fit_clinical(_rows(columns, known), outcome[known], **some)
+    folds = make_folds(cohort, folds=number, seed=seed)
+    within = np.empty(len(outcome))
+    for k, test in enumerate(folds.test):
+        train = folds.train(k)
+        inner = fit_clinical(_rows(rest, train), outcome[train], patients=patients[train], **how)
+        within[test] = inner.logit(_rows(rest, test))
+    both = {CT_LOGIT: columns[CT_LOGIT][known], "clinical_logit": within[known]}
+    second = fit_clinical(both, outcome[known], **some)
+    first = fit_clinical(rest, outcome, patients=patients, **how)
+    terms, intercept, weight = [], second.intercept, 0.0
+    for term in second.terms:
+        if term.name == CT_LOGIT:
+            terms.append(term)
+        else:
+            weight = term.coefficient / term.scale
+            intercept += weight * (first.intercept - term.mean)
+    for term in first.terms:
+        b, e = weight * term.coefficient, abs(weight) * term.error
+        terms.append(replace(term, coefficient=b, error=e))
+    return replace(first, terms=tuple(terms), intercept=intercept)
+
+
+def _anonymous(outcome: NDArray[np.int64], patients: NDArray[np.int64]) -> Cohort:
+    """Return a cohort with numbers for names, to make inner folds of."""
+    ids = tuple(str(i) for i in range(len(outcome)))
+    return Cohort(ids, tuple(str(g) for g in patients), outcome)
+
+
+def _inner_number(cohort: Cohort) -> int:
+    return min(_INNER, cohort.n_events, cohort.n_patients - cohort.n_events)
 
 
 def _rows(columns: Columns, cases: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -309,12 +313,15 @@ def fit_clinical(
         raise UsageError("a training set has one outcome only")
     if inverse_penalty is not None and not 0.0 < inverse_penalty < np.inf:
         raise UsageError("the inverse penalty is out of range", expected="above 0")
+    terms = _terms(covariates)
+    if not terms:
+        raise UsageError("no covariate varies in a training set")
     chosen = inverse_penalty is None
     if inverse_penalty is None:
         inverse_penalty = _choose_penalty(covariates, outcome, groups, seed)
     _, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     empty = ClinicalModel(
-        _terms(covariates),
+        terms,
         0.0,
         float(inverse_penalty),
         chosen,
@@ -342,8 +349,6 @@ def _terms(covariates: Columns) -> tuple[Term, ...]:
         if missing.any():
             share = float(missing.mean())
             terms.append(Term(name, "missing", median, share, float(missing.std())))
-    if not terms:
-        raise UsageError("no covariate varies in a training set")
     return tuple(terms)
 
 
@@ -378,9 +383,8 @@ def _choose_penalty(
     covariates: Columns, outcome: NDArray[np.int64], groups: NDArray[np.int64], seed: int
 ) -> float:
     """Return the penalty with the least log loss of patients left out; of equals the strongest."""
-    ids = tuple(str(i) for i in range(len(outcome)))
-    cohort = Cohort(ids, tuple(str(g) for g in groups), outcome)
-    number = min(_INNER, cohort.n_events, cohort.n_patients - cohort.n_events)
+    cohort = _anonymous(outcome, groups)
+    number = _inner_number(cohort)
     if number < 2:
         hint = "give the penalty as a number"
         raise UsageError(

@@ -360,19 +360,34 @@ def test_a_fusion_finds_the_known_weights_and_beats_its_parts():
     assert direct.to_dict() == fused.model.to_dict()
 
 
-def test_training_cases_without_a_logit_are_left_out_of_the_fit():
-    columns, y, truth = simulate(200, 16)
+def test_where_logits_lack_the_covariates_are_weighted_with_all_cases_first():
+    inverse_penalty = 5.0
+    columns, y, truth = simulate(300, 16)
+    columns["wfns"][::9] = np.nan
+    ct = truth + np.random.default_rng(2).normal(0, 1, 300)
     cohort = cohort_of(columns, y)
     folds = make_folds(cohort)
-    rows = np.tile(truth, (5, 1))
-    kept = np.random.default_rng(1).random((5, 200)) < 0.5
+    rows = np.tile(ct, (5, 1))
+    kept = np.random.default_rng(1).random((5, 300)) < 0.3
     rows[~kept & (folds.fold_of != np.arange(5)[:, None])] = np.nan
-    got = late_fusion(cohort, folds, rows, covariates=["wfns"])
-    for k, model in enumerate(got.models):
-        used = np.flatnonzero(kept[k] & (folds.fold_of != k))
-        part = {CT_LOGIT: truth[used], "wfns": columns["wfns"][used]}
-        assert fit_clinical(part, y[used]).to_dict() == model.to_dict()
-    assert np.isfinite(got.logit).all()
+    got = late_fusion(cohort, folds, rows, inverse_penalty=inverse_penalty)
+    for k, test in enumerate(folds.test):
+        train = folds.train(k)
+        known = np.flatnonzero(kept[k][train])
+        part = cohort.select(train)
+        inner = clinical_model(part, make_folds(part), inverse_penalty=inverse_penalty)
+        x = np.stack([ct[train], inner.logit], axis=1)[known]
+        (a, b, c), _ = newton((x - x.mean(0)) / x.std(0), y[train][known], inverse_penalty)
+        alone = inner.model.logit({n: v[test] for n, v in columns.items()})
+        want = a + b * (ct[test] - x[:, 0].mean()) / x[:, 0].std()
+        want += c * (alone - x[:, 1].mean()) / x[:, 1].std()
+        np.testing.assert_allclose(got.logit[test], want, atol=1e-6)
+        assert got.models[k].names == (CT_LOGIT, *columns)
+    # without covariates only the cases with a logit count
+    bare = late_fusion(cohort, folds, rows, covariates=[], inverse_penalty=inverse_penalty)
+    used = np.flatnonzero(kept[1] & (folds.fold_of != 1))
+    direct = fit_clinical({CT_LOGIT: ct[used]}, y[used], inverse_penalty=inverse_penalty)
+    assert direct.to_dict() == bare.models[1].to_dict()
 
 
 def test_logits_of_the_wrong_form_are_refused():
