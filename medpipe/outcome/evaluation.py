@@ -25,12 +25,14 @@ from medpipe.outcome.evaluation_groups import (
     survival_part,
 )
 from medpipe.outcome.evaluation_parts import (
+    TOO_SMALL,
     Resampling,
     constant_in_folds,
     curves_of,
     holm,
     metrics_of,
     recalibrated_part,
+    too_small,
     treat_all,
 )
 from medpipe.outcome.interval import check_level
@@ -226,6 +228,8 @@ def _tests(p: Predictions, names: Sequence[str], how: Resampling) -> list[dict[s
             test = delong_test(
                 p.outcome, p.probability[a], p.probability[b], how.level, groups=how.clusters
             )
+            if too_small(np.asarray(p.outcome)):
+                test = replace(test, low=None, high=None, z=None, p=None, se=None, note=TOO_SMALL)
             rows.append({"a": a, "b": b, **test.to_dict()})
     for row, corrected in zip(rows, holm([r["p"] for r in rows]), strict=True):
         row["p_holm"] = corrected
@@ -249,7 +253,12 @@ def _flow(flow: Mapping[str, Any] | None, n: int, events: int) -> dict[str, Any]
 def _notes(p: Predictions, y: NDArray[np.int64], repeated: bool) -> list[str]:
     out = []
     fewer = int(min(y.sum(), (1 - y).sum()))
-    if fewer < 100:
+    if too_small(y):
+        out.append(
+            "There are fewer than 20 cases, or 5 of a class: no interval is given, and no figure "
+            "says how well others would be predicted."
+        )
+    elif fewer < 100:
         out.append(
             f"The smaller class has {fewer} cases; fewer than 100 leave calibration and "
             "thresholds uncertain, as the intervals show."

@@ -19,6 +19,7 @@ from medpipe.outcome.metrics.ranking import auroc, average_precision, delong
 __all__ = [
     "MIN_CASES",
     "MIN_EVENTS",
+    "TOO_SMALL",
     "Resampling",
     "constant_in_folds",
     "curves_of",

@@ -59,8 +59,8 @@ def interval_text(figure: Mapping[str, Any], digits: int = 2) -> dict[str, str]:
     note = str(figure.get("note") or "")
     if value is None:
         return {"value": NONE, "between": "not estimable" if figure else "", "note": note}
-    if figure.get("method") == BY_DEFINITION:
-        note = ""
+    if figure.get("method") in (BY_DEFINITION, "none"):
+        note = ""  # said by what stands for the interval
     between = BY_DEFINITION if figure.get("method") == BY_DEFINITION else "no interval"
     if low is not None and high is not None:
         between = f"{_signed(low, digits)} to {_signed(high, digits)}"

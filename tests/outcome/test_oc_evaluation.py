@@ -331,7 +331,8 @@ def test_times_to_the_event() -> None:
 def test_few_cases_have_figures_without_intervals() -> None:
     rng = np.random.default_rng(0)
     y = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-    few = Predictions(y, {"ct": np.clip(0.3 * y + 0.6 * rng.random(12), 0, 1)}, fold=y)
+    ct = np.clip(0.3 * y + 0.6 * rng.random(12), 0, 1)
+    few = Predictions(y, {"ct": ct, "clinical": rng.random(12)}, fold=y)
     found = evaluate(few, resamples=50)
     json.dumps(found, allow_nan=False)
     metrics = model(found, "ct")["metrics"]
@@ -339,6 +340,9 @@ def test_few_cases_have_figures_without_intervals() -> None:
     assert {m["low"] for m in metrics.values()} == {None}
     assert all(m["note"] for m in metrics.values())
     assert "low" not in model(found, "ct")["roc"]
+    (test,) = found["tests"]
+    assert test["difference"] is not None
+    assert (test["low"], test["p"], test["p_holm"]) == (None, None, None)
     # beside each fold there is one class only: no threshold can be chosen there
     assert model(found, "ct")["thresholds"] == [0.5, 0.5]
     assert found["operating_point"]["rule"] == "a probability of 0.5"

@@ -127,6 +127,15 @@ def test_a_claim_needs_an_interval_without_chance(record: dict[str, Any]) -> Non
     assert "ranks better" not in text
 
 
+def test_too_few_cases_are_said_to_be_too_few() -> None:
+    y = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    few = Predictions(y, {"ct": np.linspace(0.1, 0.9, 12)}, fold=np.arange(12) % 2)
+    text = evaluation_page(evaluate(few, resamples=2))
+    assert "no figure says how well others would be predicted" in text
+    assert "AUROC" in text
+    assert "no interval" in text
+
+
 def test_hostile_records_are_inert(record: dict[str, Any], tmp_path: Path) -> None:
     scripts = len(re.findall(r"<script>", evaluation_page(record)))
     for text in HOSTILE:
