@@ -66,6 +66,7 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "train_centerline": "medpipe.centerline.transforms.learned:TrainCenterlined",
         "training_curve": "medpipe.centerline.transforms.learned:TrainingCurved",
         "training_table": "medpipe.centerline.transforms.learned:TrainingTabled",
+        "model_grid": "medpipe.outcome.transforms.predict:ModelGridd",
         "predict_outcome": "medpipe.outcome.transforms.predict:PredictOutcomed",
         "prediction_table": "medpipe.outcome.transforms.predict:PredictionTabled",
         "outcome_saliency": "medpipe.outcome.transforms.saliency:OutcomeSaliencyd",

@@ -190,7 +190,8 @@ def read_bundle(name_or_path: str | Path) -> OutcomeBundle:
                 "no such model of outcomes",
                 got=repr(path.name)[:60],
                 expected=", ".join(MODELS) or "a folder or file, as none is packaged here",
-                hint="give the folder of a trained model, e.g. --set predict.model=OUT/model",
+                hint="give the folder of a trained one to each step that asks a model, "
+                "e.g. --set grid.model=OUT/model",
             )
     return _read_file(name_or_path)
 

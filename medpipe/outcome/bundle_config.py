@@ -93,8 +93,8 @@ def bundle_card(facts: OutcomeFacts, members: int) -> str:
         f"- members of the ensemble: {members}\n"
         f'- input: {grid} voxels of {step} mm, channels "{facts.preset}"\n'
         f"- operating point: {threshold} {facts.threshold_rule}\n\n"
-        "Use: `medpipe run outcome-predict CASES OUT --set predict.model=FOLDER "
-        "--set saliency.model=FOLDER`.\n"
+        "Use: `medpipe run outcome-predict CASES OUT --set grid.model=FOLDER "
+        "--set predict.model=FOLDER --set saliency.model=FOLDER`.\n"
     )
 
 

@@ -201,11 +201,7 @@ def check_model_grid(facts: OutcomeFacts, image: MetaTensor) -> None:
         "the image is not on the grid of the model",
         expected=_grid_text(facts.size_voxels, facts.spacing_mm, facts.top_margin_mm),
         got=_grid_text(size, step.tolist(), margin),
-        hint="--set grid.size_voxels=[{}] --set grid.spacing_mm=[{}]{}".format(
-            ",".join(str(n) for n in facts.size_voxels),
-            ",".join(f"{s:g}" for s in facts.spacing_mm),
-            f" --set grid.top_margin_mm={facts.top_margin_mm:g}",
-        ),
+        hint="give the steps grid, predict and saliency the same model",
     )
 
 

@@ -133,7 +133,7 @@ def read_bundle_of(models: list[Any], facts: OutcomeFacts = FACTS) -> Any:
 
 def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
     line = refused(tmp_path / "absent", "no such model", UsageError)
-    assert "--set predict.model=" in line
+    assert "--set grid.model=" in line
     assert str(tmp_path) not in line
     refused("sah-mortality-absent", "no such model", UsageError)
     (folder / "models/fold1.safetensors").unlink()

@@ -31,7 +31,13 @@ from medpipe.outcome.predict import (
     outcome_logit,
     predict_outcome,
 )
-from medpipe.outcome.transforms.predict import PredictionTabled, PredictOutcome, PredictOutcomed
+from medpipe.outcome.transforms.predict import (
+    ModelGridd,
+    PredictionTabled,
+    PredictOutcome,
+    PredictOutcomed,
+)
+from medpipe.outcome.transforms.prepare import HeadGridd
 from medpipe.outcome.transforms.saliency import OutcomePage, OutcomeSaliency, OutcomeSaliencyd
 from medpipe.steps._base import rewrap, with_facts
 from medpipe.types import Finding, Severity
@@ -183,15 +189,15 @@ def test_other_documents_are_no_predictions(wrong: bytes) -> None:
         OutcomePrediction.from_json(wrong)
 
 
-def test_an_image_on_another_grid_is_refused_with_the_settings_that_fit(folder: Path) -> None:
+def test_an_image_on_another_grid_is_refused_with_what_fits(folder: Path) -> None:
     for image in (prepared(spacing=7.9), prepared()[:, 1:]):
         with pytest.raises(StepError, match="not on the grid of the model") as caught:
             PredictOutcome(str(folder))(image)
         text = str(caught.value)
         assert "\n" not in text
-        assert "--set grid.size_voxels=[24,28,24] --set grid.spacing_mm=[8,8,8]" in text
+        assert "24 × 28 × 24 voxels of 8 × 8 × 8 mm" in text
     image = with_facts(prepared(), {"head_grid": {"top_margin_mm": 20.0}})
-    with pytest.raises(StepError, match=r"--set grid\.top_margin_mm=6"):
+    with pytest.raises(StepError, match=r"6 mm above, got .* 20 mm above"):
         OutcomeSaliency(str(folder))(image)
     with pytest.raises(StepError, match="no prepared CT"):
         PredictOutcome(str(folder))(MetaTensor(torch.zeros(2, *SIZE)))
@@ -209,7 +215,24 @@ def test_the_default_model_that_is_not_here_is_said_in_one_line() -> None:
     with pytest.raises(UsageError, match="no such model of outcomes") as caught:
         step(prepared())
     assert "\n" not in str(caught.value)
-    assert "--set predict.model=" in str(caught.value)
+    assert "--set grid.model=" in str(caught.value)
+
+
+def test_a_model_brings_its_grid(tmp_path: Path) -> None:
+    facts = replace(FACTS, size_voxels=(26, 20, 22), spacing_mm=(7.0, 8.0, 9.0), top_margin_mm=12)
+    folder = written(tmp_path / "model", facts)
+    frame = np.eye(4)
+    frame[:3, 3] = (4, 5, 6)
+    image = with_facts(prepared(), {"head_frame": {"frame_to_input_ras_mm": frame.tolist()}})
+    head = rewrap(image, (image > -300).to(torch.uint8))
+    step = ModelGridd(["ct"], model=str(folder), mask="head", mask_out="out")
+    found = step({"ct": image, "head": head})
+    own = HeadGridd(["ct"], "paper", [7, 8, 9], [26, 20, 22], 12.0, mask="head", mask_out="out")
+    want = own({"ct": image, "head": head})
+    for key in ("ct", "out"):
+        assert torch.equal(found[key], want[key])
+        assert torch.equal(found[key].affine, want[key].affine)
+    assert OutcomePrediction.from_json(PredictOutcome(str(folder))(found["ct"])).members
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, *networks: nn.Module) -> None:

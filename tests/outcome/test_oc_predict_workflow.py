@@ -24,7 +24,6 @@ from medpipe.workflow.plan import compile_workflow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTICE = "demonstration, not for clinical use"
-GRID = ["grid.spacing_mm=8", "grid.size_voxels=[24,28,24]"]
 
 
 def keys_of(*overrides: str) -> dict[str, str]:
@@ -33,14 +32,15 @@ def keys_of(*overrides: str) -> dict[str, str]:
     return dict(zip([step.id for step in compiled.steps], keys, strict=True))
 
 
-def test_a_model_sees_what_it_was_trained_on() -> None:
-    """The first steps are those of outcome-prepare, down to their keys."""
+def test_a_scan_is_prepared_as_for_training() -> None:
+    """The steps before the grid are those of outcome-prepare, down to their keys."""
     prepare, predict = (
         [replace(s, save=(), qc=None) for s in compile_workflow(n).steps[:4]]
         for n in ("outcome-prepare", "outcome-predict")
     )
     assert [s.id for s in predict] == ["load", "check", "frame", "grid"]
-    assert prepare == predict
+    assert prepare[:3] == predict[:3]
+    assert [s.use for s in (prepare[3], predict[3])] == ["head_grid", "model_grid"]
 
 
 def test_the_digest_of_a_model_is_part_of_the_keys(tmp_path: Path) -> None:
@@ -51,11 +51,12 @@ def test_the_digest_of_a_model_is_part_of_the_keys(tmp_path: Path) -> None:
     assert dict(step.files) == {"model": digest}
     assert step.params["model"] == f"sha256:{digest}"
     assert read_bundle(str(step.arguments()["model"])).digest == digest
-    one = keys_of(f"predict.model={folder}", f"saliency.model={folder}")
+    sets = [f"{step}.model={folder}" for step in ("grid", "predict", "saliency")]
+    one = keys_of(*sets)
     write_bundle(folder, [*members(1), members(3)[2]], FACTS)
-    two = keys_of(f"predict.model={folder}", f"saliency.model={folder}")
+    two = keys_of(*sets)
     changed = {name for name in one if one[name] != two[name]}
-    assert changed == {"predict", "row", "saliency", "page"}
+    assert changed == {"grid", "predict", "row", "saliency", "page"}
 
 
 def test_a_packaged_model_is_named_and_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (root / "cases.csv").write_text("case_id,image\none,head.nii.gz\ntwo,block.nii.gz\n")
     folder = written(root / "model")
     sets = [
-        *GRID,
+        f"grid.model={folder}",
         f"predict.model={folder}",
         f"saliency.model={folder}",
         "saliency.sanity_stages=1",

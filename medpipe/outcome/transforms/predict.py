@@ -1,7 +1,8 @@
-"""The probability of an outcome as a document, and as a row of a table."""
+"""A CT on the grid of a model, the probability of an outcome as a document and as a row."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ from torch import nn
 from medpipe.errors import StepError
 from medpipe.outcome.bundle import OutcomeBundle, read_bundle
 from medpipe.outcome.predict import OutcomePrediction, check_model_grid, predict_outcome
-from medpipe.steps._base import ArrayStep, DictStep, as_image
+from medpipe.outcome.prepare import frame_matrix
+from medpipe.outcome.transforms.prepare import HeadGrid
+from medpipe.steps._base import ArrayStep, DictStep, as_image, read_key
 from medpipe.types import Json
 
 __all__ = [
     "DEFAULT_MODEL",
+    "ModelGrid",
+    "ModelGridD",
+    "ModelGridDict",
+    "ModelGridd",
     "ModelOnDevice",
     "PredictOutcome",
     "PredictOutcomeD",
@@ -83,6 +90,93 @@ def read_prediction(document: Any) -> OutcomePrediction:
     return OutcomePrediction.from_json(document)
 
 
+class ModelGrid(ArrayStep):
+    """Resample a CT once, through the frame of its head, onto the grid of a model.
+
+    Parameters
+    ----------
+    model : str
+        A packaged model, the folder of a trained one, or its file.
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL) -> None:
+        self.model = model
+        self._grid: HeadGrid | None = None
+
+    @property
+    def grid(self) -> HeadGrid:
+        """The step ``head_grid`` with the settings of the model."""
+        if self._grid is None:
+            facts = read_bundle(self.model).facts
+            self._grid = HeadGrid(
+                spacing_mm=list(facts.spacing_mm),
+                size_voxels=list(facts.size_voxels),
+                top_margin_mm=facts.top_margin_mm,
+            )
+        return self._grid
+
+    def __call__(self, img: Any) -> MetaTensor:
+        """Return whole HU (1, *size) in the frame of the head, -1000 outside the scan.
+
+        Raises
+        ------
+        StepError
+            If the image knows no frame (see `medpipe.transforms.HeadFrame`).
+        UsageError, InputError
+            If there is no such model, or it cannot be used.
+        """
+        return self.grid(img)
+
+
+class ModelGridd(DictStep):
+    """Resample CTs once, through the frame of the head, onto the grid of a model.
+
+    As ``head_grid`` with the settings that the model was trained with.
+
+    Parameters
+    ----------
+    keys : keys of the CTs, each with its frame (`head_frame`)
+    model : str
+        A packaged model, the folder of a trained one, or its file.
+    mask : str, optional
+        Key of a mask of the head, on any grid.
+    mask_out : str, optional
+        Key that receives it on the grid of the model.
+    allow_missing_keys : bool
+        Skip keys that are absent.
+    """
+
+    version = "1"
+    reads = ("mask",)
+    writes = ("mask_out",)
+    files = ("model",)
+    makes = "volume"
+    random = False
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        model: str = "sah-mortality-demo",
+        mask: str | None = None,
+        mask_out: str | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mask, self.mask_out = mask, mask_out
+        self.step = ModelGrid(model)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of `data` with each key, and the mask, on the grid of the model."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            matrix = frame_matrix(as_image(out[key]))
+            out[key] = self.step(out[key])
+            if self.mask is not None and self.mask_out is not None:
+                head = read_key(data, self.mask, "mask of the head")
+                out[self.mask_out] = self.step.grid.mask(head, matrix)
+        return out
+
+
 class PredictOutcome(ArrayStep):
     """Predict the outcome of a patient from a prepared head CT.
 
@@ -101,12 +195,12 @@ class PredictOutcome(ArrayStep):
         Parameters
         ----------
         img : MetaTensor (1, I, J, K)
-            HU on the grid of the model, as the step ``head_grid`` makes it.
+            HU on the grid of the model, as the step ``model_grid`` makes it.
 
         Raises
         ------
         StepError
-            If the image is on another grid; the hint says how to set it.
+            If the image is on another grid.
         UsageError, InputError
             If there is no such model, or it cannot be used.
         """
@@ -178,5 +272,6 @@ class PredictionTabled(DictStep):
         self.step = PredictionTable()
 
 
+ModelGridD = ModelGridDict = ModelGridd
 PredictOutcomeD = PredictOutcomeDict = PredictOutcomed
 PredictionTableD = PredictionTableDict = PredictionTabled
