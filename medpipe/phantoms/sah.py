@@ -34,8 +34,8 @@ __all__ = ["SITES", "SahCase", "SahLabel", "SahScan", "simulate_patient"]
 
 FIELD_MM = (192.0, 232.0, 172.0)
 CENTRE_MM = (0.0, -2.0, 14.0)
-WORK_MM = 2.0
-"""Voxels on which the blood is laid out."""
+WORK_MM = (2.0, 4.0)
+"""Least and largest voxel on which the blood is laid out."""
 
 ARTERIES = {"acom": 0.37, "ica": 0.28, "mca": 0.22, "basilar": 0.13}
 """Share of aneurysms by artery."""
@@ -180,7 +180,7 @@ def simulate_patient(
         random_warp((seed, 22)), head.to_template, -side * wanted["shift_mm"], head.spread
     )
     affine, _ = scan.grid()
-    work = SahScan() if not _is_fine(scan) else scan
+    work = scan if _is_fine(scan) else SahScan((_work_mm(scan),) * 3)
     grid = work.grid()
     points = _points(*grid)
     inner = warp(points)
@@ -241,8 +241,13 @@ def _subject(rng: np.random.Generator, seed: int, repeat: int, wanted: dict[str,
 
 def _is_fine(scan: SahScan) -> bool:
     """Return whether the image's own voxels serve to lay out the blood."""
-    alike = all(1.5 <= s <= 3.2 for s in scan.spacing_mm)
-    return alike and scan.tilt_deg == 0 and (scan.thickness_mm or 0) <= 3.2
+    alike = all(1.5 <= s <= WORK_MM[1] for s in scan.spacing_mm)
+    return alike and scan.tilt_deg == 0 and (scan.thickness_mm or 0) <= WORK_MM[1]
+
+
+def _work_mm(scan: SahScan) -> float:
+    """Return the voxel size on which the blood is laid out for an image of other voxels."""
+    return float(np.clip(min(scan.spacing_mm), *WORK_MM))
 
 
 def _points(affine: Affine, shape: tuple[int, int, int]) -> NDArray[np.float64]:

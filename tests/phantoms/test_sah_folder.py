@@ -17,16 +17,14 @@ from medpipe.phantoms.sah import SahScan
 from medpipe.phantoms.sah_folder import SahCohort, write_sah_cohort
 from medpipe.phantoms.sah_risk import SahRisk
 
-COARSE = SahScan((3.2, 3.2, 3.2))
+COARSE = SahScan((4.0, 4.0, 4.0))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("sah")
     options = ["--patients", "2", "--twice", "1", "--format", "both", "--labels", "--seed", "3"]
-    code = invoke(
-        ["data", "simulate-sah", str(root / "c"), *options, "--spacing", "3.2", "3.2", "3.2"]
-    )
+    code = invoke(["data", "simulate-sah", str(root / "c"), *options, "--spacing", "4", "4", "4"])
     assert code == 0
     return root / "c"
 
@@ -94,10 +92,10 @@ def fake_patient(seed, drawn, **_):
 def test_outcomes_of_many_patients_have_the_stated_prevalence_and_auc(monkeypatch, tmp_path):
     monkeypatch.setattr(sah_folder, "simulate_patient", fake_patient)
     monkeypatch.setattr(sah_folder, "_write_case", lambda *_: tmp_path / "x.nii.gz")
-    write_sah_cohort(tmp_path, SahCohort(4000, seed=1))
+    write_sah_cohort(tmp_path, SahCohort(2000, seed=1))
     truth = json.loads((tmp_path / "truth.json").read_text())["sample"]
-    assert truth["events"] / 4000 == pytest.approx(0.288, abs=0.022)  # 3 standard errors
-    assert truth["auc_of_true_probability"] == pytest.approx(0.90, abs=0.016)
+    assert truth["events"] / 2000 == pytest.approx(0.288, abs=0.031)  # 3 standard errors
+    assert truth["auc_of_true_probability"] == pytest.approx(0.90, abs=0.023)
 
 
 def digest(root):
@@ -109,10 +107,9 @@ def digest(root):
 
 
 def test_processes_and_the_number_of_patients_do_not_change_a_patient(folder, tmp_path):
-    cohort = SahCohort(1, seed=3, format="both", scan=COARSE, twice=1, labels=True)
+    cohort = SahCohort(1, seed=3, format="both", scan=COARSE, labels=True)
     write_sah_cohort(tmp_path, cohort, workers=2)
-    for case in ("sah0001", "sah0001b"):
-        assert digest(tmp_path / "images" / case) == digest(folder / "images" / case)
+    assert digest(tmp_path / "images" / "sah0001") == digest(folder / "images" / "sah0001")
 
 
 def test_a_tilted_series_is_read_back_leaning(tmp_path):
