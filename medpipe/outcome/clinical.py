@@ -158,7 +158,9 @@ def late_fusion(
     if CT_LOGIT in columns:
         raise UsageError(f"'{CT_LOGIT}' is the name of the network's own covariate")
     by_fold = [{CT_LOGIT: row, **columns} for row in logits]
-    return _cross_fit(cohort, folds, by_fold, {CT_LOGIT: tested, **columns}, inverse_penalty, seed)
+    everyone = {CT_LOGIT: tested, **columns}
+    made = _cross_fit(cohort, folds, by_fold, everyone, inverse_penalty, seed)
+    return replace(made, findings=(*made.findings, *_few_logits(cohort, folds, logits)))
 
 
 def _chosen(cohort: Cohort, names: Sequence[str] | None) -> dict[str, NDArray[np.float64]]:
@@ -200,6 +202,23 @@ def _cross_fit(
         all_columns, cohort.outcome, patients=codes, inverse_penalty=inverse_penalty, seed=seed
     )
     return ClinicalPrediction(logit, tuple(models), final, _findings(all_columns, models))
+
+
+def _few_logits(cohort: Cohort, folds: Folds, logits: NDArray[np.float64]) -> tuple[Finding, ...]:
+    """Tell how many patients weight the network, where training cases lack a logit."""
+    parts = []
+    for k, row in enumerate(logits):
+        train = folds.train(k)
+        if np.isnan(row[train]).any():
+            parts.append(cohort.select(train[np.isfinite(row[train])]))
+    if not parts:
+        return ()
+    worst = min(parts, key=lambda part: min(part.n_events, part.n_patients - part.n_events))
+    text = (
+        f"the logit of the network is weighted with {worst.n_patients} patients"
+        f" ({worst.n_events} events) in the smallest training set; nested logits use all"
+    )
+    return (Finding("fusion.few_logits", Severity.WARNING, text),)
 
 
 def _two_stages(

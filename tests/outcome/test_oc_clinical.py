@@ -383,6 +383,10 @@ def test_where_logits_lack_the_covariates_are_weighted_with_all_cases_first():
         want += c * (alone - x[:, 1].mean()) / x[:, 1].std()
         np.testing.assert_allclose(got.logit[test], want, atol=1e-6)
         assert got.models[k].names == (CT_LOGIT, *columns)
+    counts = [(int(y[(m := kept[k] & (folds.fold_of != k))].sum()), int(m.sum())) for k in range(5)]
+    events, patients = min(counts)
+    assert f"with {patients} patients ({events} events)" in got.findings[-1].message
+    assert late_fusion(cohort, folds, np.tile(ct, (5, 1)), covariates=["wfns"]).findings == ()
     # without covariates only the cases with a logit count
     bare = late_fusion(cohort, folds, rows, covariates=[], inverse_penalty=inverse_penalty)
     used = np.flatnonzero(kept[1] & (folds.fold_of != 1))
