@@ -29,7 +29,7 @@ from medpipe.phantoms.head_ct import HeadCT, ct_noise
 from medpipe.steps.head_ct import HeadMask
 from medpipe.steps.spatial import Resample
 
-HEADS = 24
+HEADS = 12
 SHAPE = (96, 104, 46)
 SPACING = np.array([2.5, 2.5, 5.0])
 

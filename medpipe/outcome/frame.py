@@ -315,10 +315,11 @@ def _symmetry(volume: torch.Tensor, planes: Array, voxel_mm: float) -> Array:
     """
     shape = volume.shape[2:]
     device = volume.device
-    axes = [torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in shape]
-    at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     half = torch.tensor([(n - 1) / 2 for n in shape], device=device)
-    own, here = volume[0].flatten(1)
+    # where the head is not, its mirror image is not either, or is seen from there
+    inside = volume[0, 0] > 0
+    at = torch.nonzero(inside).float() - half
+    own, here = volume[0][:, inside]
     out: list[float] = []
     for start in range(0, len(planes), BATCH):
         part = planes[start : start + BATCH]
@@ -327,7 +328,7 @@ def _symmetry(volume: torch.Tensor, planes: Array, voxel_mm: float) -> Array:
         shift = 2 * part[:, 2:] * normals / voxel_mm
         turned = at @ torch.tensor(mirror, dtype=torch.float32, device=device).transpose(1, 2)
         turned = turned + torch.tensor(shift, dtype=torch.float32, device=device)[:, None]
-        grid = (turned / half).flip(-1).reshape(len(part), *shape, 3)
+        grid = (turned / half).flip(-1)[:, None, None]
         seen = functional.grid_sample(
             volume.expand(len(part), -1, -1, -1, -1), grid, padding_mode="zeros", align_corners=True
         ).flatten(2)
