@@ -18,8 +18,8 @@ from medpipe.phantoms.anatomy import Lesion, Subject
 from medpipe.phantoms.head_ct import HeadCT, ct_noise
 from medpipe.steps.head_ct import HeadMask
 
-SHAPE = (76, 84, 36)
-SPACING = np.array([3.0, 3.0, 5.5])
+SHAPE = (66, 74, 36)
+SPACING = np.array([3.4, 3.4, 5.5])
 AFFINE = affine_from_parts(np.eye(3), SPACING, (0, 0, -6) - (np.array(SHAPE) - 1) / 2 * SPACING)
 CASES = {
     # pitch, roll, yaw of the head in degrees
@@ -129,7 +129,7 @@ def test_the_place_alone():
     assert found.rotation_deg == {"pitch": 0, "roll": 0, "yaw": 0}
     assert found.facts()["symmetry"] is None
     skin = head(1)[0][0] > -300
-    top = AFFINE[2, 3] + 5.5 * (int(torch.nonzero(skin[20:60, 20:70].any(0).any(0)).max()) + 0.5)
+    top = AFFINE[2, 3] + 5.5 * (int(torch.nonzero(skin[18:52, 18:62].any(0).any(0)).max()) + 0.5)
     assert found.matrix[2, 3] + VERTEX_MM == pytest.approx(top, abs=6)
     with pytest.raises(UsageError, match="unknown method"):
         pose_of(head(1)[0], AFFINE, "moments")

@@ -74,15 +74,17 @@ def image():
 def test_every_voxel_shows_the_anatomy_at_its_place():
     """The truth is the phantom itself, asked at the points that the matrix says."""
     made = prepared()
-    labels, hu = scan()[2].sample(made.matrix @ made.affine, GRID.size_voxels)
+    every = (slice(None), slice(None), slice(None, None, 4))
+    quarter = made.matrix @ made.affine @ np.diag([1, 1, 4, 1])
+    labels, hu = scan()[2].sample(quarter, (48, 60, 12))
     head = (labels > 0) & (labels < HeadLabel.TABLE)
     brain = np.isin(labels, [k for k in HeadLabel if HeadLabel.CSF <= k <= HeadLabel.BRAINSTEM])
     seen = np.ones_like(head)
-    seen[:, :, :8] = False  # below the scan
-    error = np.abs(made.hu[0].numpy() - hu)
+    seen[:, :, :2] = False  # below the scan
+    error = np.abs(made.hu[0].numpy()[every] - hu)
     assert np.median(error[head & seen]) < 20  # bone at 3 mm is blurred
     assert np.median(error[brain & seen]) < 5
-    mask = made.head[0].numpy() > 0
+    mask = made.head[0].numpy()[every] > 0
     assert 2 * (mask & head & seen).sum() / ((mask & seen).sum() + (head & seen).sum()) > 0.97
     assert made.hu.dtype == torch.float32
     assert torch.equal(made.hu, made.hu.round())
