@@ -1,7 +1,7 @@
 """The packaged model of learned centerline maps: how it was trained, how well it does, its digest.
 
     python benchmarks/centerline_model.py train OUT [--threads 2] [--iterations N]
-    python benchmarks/centerline_model.py score FILE [--seeds 5] [--kind kissing]
+    python benchmarks/centerline_model.py score FILE [--seeds 5] [--kind kissing] [--maps FOLDER]
     python benchmarks/centerline_model.py pin FILE
 
 ``train`` writes OUT.safetensors and keeps OUT.checkpoint.pt to continue from. ``score``
@@ -25,7 +25,7 @@ import torch
 from common import RESULTS, ROOT, versions, write_results
 
 from medpipe.centerline.extract import extract_centerline
-from medpipe.centerline.maps import learned_maps
+from medpipe.centerline.maps import CenterlineMaps, learned_maps
 from medpipe.centerline.metrics import compare_trees
 from medpipe.centerline.network import CenterlineNetwork, network_from
 from medpipe.centerline.settings import ExtractionSettings
@@ -95,7 +95,7 @@ def score(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for kind in [args.kind] if args.kind else list(NOISE_VOXELS):
         row: dict[str, Any] = {"kind": kind}
-        each = [_compared(network, kind, seed) for seed in range(args.seeds)]
+        each = [_compared(network, kind, seed, args.maps) for seed in range(args.seeds)]
         for name in each[0]:
             row[name] = {c: int(sum(one[name][c] for one in each)) for c in COUNTS}
             row[name]["error_voxel"] = float(np.mean([one[name]["error_mm"] / 0.5 for one in each]))
@@ -108,13 +108,23 @@ def score(args: argparse.Namespace) -> None:
         ))  # fmt: skip
 
 
-def _compared(network: CenterlineNetwork, kind: Any, seed: int) -> dict[str, dict[str, Any]]:
+def _compared(
+    network: CenterlineNetwork, kind: Any, seed: int, folder: Path | None
+) -> dict[str, dict[str, Any]]:
     """Return what is missed and spurious in one tree, by rule of ends."""
     tree = vessel_tree(seed, kind=kind)
     labels = torch.from_numpy(tree.mask.astype(np.uint8))
-    started = time.process_time()
-    maps = learned_maps(labels, tree.affine, model=network)
-    seconds = time.process_time() - started
+    kept = None if folder is None else folder / f"{kind}-{seed}.pt"
+    if kept is not None and kept.is_file():
+        said = torch.load(kept, weights_only=True)
+        maps, seconds = CenterlineMaps(*(m.float() for m in said["maps"])), said["seconds"]
+    else:
+        started = time.process_time()
+        maps = learned_maps(labels, tree.affine, model=network)
+        seconds = time.process_time() - started
+        if kept is not None:
+            said = [m.half() for m in (maps.q, maps.endpoint, maps.root)]
+            torch.save({"maps": said, "seconds": seconds}, kept)
     out = {}
     for name in ("geodesic", "learned"):
         settings = ExtractionSettings(endpoints=name)  # type: ignore[arg-type]
@@ -174,6 +184,7 @@ def main() -> None:
     one.add_argument("file")
     one.add_argument("--seeds", type=int, default=5)
     one.add_argument("--kind", choices=list(NOISE_VOXELS))
+    one.add_argument("--maps", type=Path, help="a folder that keeps maps between runs")
     one.set_defaults(run=score)
     one = commands.add_parser("pin")
     one.add_argument("file")

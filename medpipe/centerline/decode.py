@@ -18,6 +18,9 @@ WINDOW = 7
 PEAK = 0.3
 """Least height of a peak."""
 
+SUPPORT = 0.2
+"""Least height near an end that was found in the mask."""
+
 
 def peaks(heat: Tensor, threshold: float = PEAK) -> tuple[Tensor, Tensor]:
     """Return local maxima of a heat map, the highest first.
@@ -123,7 +126,7 @@ def classify_candidates(
     endpoint_map: Tensor,
     radius: Tensor | float,
     *,
-    threshold: float = PEAK,
+    threshold: float = SUPPORT,
 ) -> Tensor:
     """Return which geodesic candidates are ends: bool (N,).
 

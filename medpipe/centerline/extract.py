@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from medpipe.centerline.assemble import prune, without_shortcuts
 from medpipe.centerline.endpoints import Growth, grow
 from medpipe.centerline.findings import findings_of
-from medpipe.centerline.learned_ends import learned_ends, learned_peaks, learned_roots
+from medpipe.centerline.learned_ends import learned_ends, learned_roots
 from medpipe.centerline.loops import close_loops
 from medpipe.centerline.lumen import Floats, Lumen, Paths
 from medpipe.centerline.prepare import Structure, check_labels, structures_of
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ExtractionSettings", "extract_centerline"]
 
 Q_FLOOR, Q_POWER = 0.02, 2
-"""With learned maps a mm costs 0.02 + q²: little on the centerline (q = 0), 1 at the wall."""
+"""A mm of learned cost is 0.02 + q²: little on the centerline (q = 0), 1 at the wall."""
 
 
 @dataclass
@@ -79,7 +79,7 @@ class _Job:
     @property
     def cost(self) -> torch.Tensor:
         """Cost per mm of each voxel, float64 (N,)."""
-        if self.maps is None:
+        if self.maps is None or self.settings.cost == "depth":
             depth = self.structure.depth_mm.double()
             return 1 / (depth * depth)
         return Q_FLOOR + self.structure.cut(self.maps.q).double().clamp(0, 1) ** Q_POWER
@@ -107,8 +107,8 @@ def extract_centerline(
         Mask of what the structures leave, as the aorta for coronary arteries. Each
         connected part of a structure that touches it becomes a root.
     maps : CenterlineMaps, optional
-        Learned maps on the grid of the labels. They give the cost of paths, roots that
-        neither a point nor the ostium gives, and ends if the settings say so.
+        Learned maps on the grid of the labels. They give roots that neither a point nor
+        the ostium gives, and ends and the cost of paths if the settings say so.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def extract_centerline(
         point lies outside the mask, two given roots share a component, or a requested end
         lies in a component without the root that was given.
     UsageError
-        If learned ends are wanted without maps.
+        If learned ends or costs are wanted without maps.
     """
     chosen = settings or ExtractionSettings()
     volume = check_labels(labels, affine)
@@ -136,8 +136,9 @@ def extract_centerline(
                 expected=f"shape {tuple(volume.shape)}",
                 got=f"shape {tuple(other.shape)}",
             )
-    if chosen.endpoints == "learned" and maps is None:
-        raise UsageError("endpoints = learned needs maps", hint="use the step centerline_maps")
+    for name in ("endpoints", "cost"):
+        if getattr(chosen, name) == "learned" and maps is None:
+            raise UsageError(f"{name} = learned needs maps", hint="use the step centerline_maps")
     jobs = [_job(s, chosen, maps) for s in structures_of(volume, matrix)]
     _place_points(jobs, chosen)
     for job in jobs:
@@ -265,17 +266,13 @@ def _trees(job: _Job) -> list[Growth]:
         return []
     shortest, cheapest = _solve(job, [v for c in job.kept for v in job.roots[c]])
     how = job.settings.endpoints
-    peaks = np.empty(0, np.int64)
-    if how == "learned" and job.maps is not None:
-        peaks = learned_peaks(job.structure, job.maps.endpoint)
     out = []
     for c in job.kept:
         roots, asked = job.roots[c], job.asked.get(c, [])
         grown = _grown(job, cheapest, c, roots, asked, None if how == "given" else shortest.total)
         if how == "learned" and job.maps is not None and len(grown.voxels) > len(roots):
-            own = peaks[job.lumen.component[peaks] == c]
             tips = grown.voxels[grown.found]
-            ends = learned_ends(job.structure, tips, own, job.maps.endpoint)
+            ends = learned_ends(job.structure, tips, job.maps.endpoint)
             if not ends and not asked:
                 ends = [int(tips[np.argmax(shortest.total[tips])])]
                 job.unsupported += 1

@@ -11,13 +11,22 @@ import numpy as np
 from medpipe.errors import UsageError
 from medpipe.types import Json
 
-__all__ = ["ROOT_AXES", "EndpointRule", "ExtractionSettings", "LoopRule", "Point", "RootRule"]
+__all__ = [
+    "ROOT_AXES",
+    "CostRule",
+    "EndpointRule",
+    "ExtractionSettings",
+    "LoopRule",
+    "Point",
+    "RootRule",
+]
 
 RootRule = Literal[
     "auto", "widest", "superior", "inferior", "left", "right", "anterior", "posterior"
 ]
 EndpointRule = Literal["geodesic", "given", "learned"]
 LoopRule = Literal["cut", "keep"]
+CostRule = Literal["depth", "learned"]
 Point = tuple[float, float, float]
 
 ROOT_AXES: dict[str, tuple[float, float, float]] = {
@@ -58,10 +67,13 @@ class ExtractionSettings:
         Roots in RAS+ mm, one per component at most.
     endpoints : {"geodesic", "given", "learned"}
         Where branches end: at the farthest voxels that no branch covers yet, at the
-        given points only, or at those of the farthest voxels and of the peaks of the
-        endpoint map that the map supports.
+        given points only, or at those of the farthest voxels that the learned endpoint
+        map supports.
     endpoint_points_mm : points (x, y, z), optional
         Ends in RAS+ mm that are always reached and never pruned.
+    cost : {"depth", "learned"}
+        What makes the middle of a vessel cheap: the distance to the background, or the
+        learned distance to the centerline.
     ball_scale, ball_voxels : float
         A branch covers balls of `ball_scale` times the distance to the background plus
         `ball_voxels` around it.
@@ -88,6 +100,7 @@ class ExtractionSettings:
     root_points_mm: tuple[Point, ...] = ()
     endpoints: EndpointRule = "geodesic"
     endpoint_points_mm: tuple[Point, ...] = ()
+    cost: CostRule = "depth"
     ball_scale: float = 1.5
     ball_voxels: float = 3.1
     prune_radii: float = 1.2
@@ -98,7 +111,10 @@ class ExtractionSettings:
     min_component_voxels: int = 27
 
     def __post_init__(self) -> None:
-        for name, choices in (("root", RootRule), ("endpoints", EndpointRule), ("loops", LoopRule)):
+        for name, choices in (
+            ("root", RootRule), ("endpoints", EndpointRule), ("cost", CostRule),
+            ("loops", LoopRule),
+        ):  # fmt: skip
             if getattr(self, name) not in get_args(choices):
                 raise UsageError(
                     f"{name} is wrong",

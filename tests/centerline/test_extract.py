@@ -11,6 +11,7 @@ import torch
 
 from medpipe.centerline.extract import ExtractionSettings, extract_centerline
 from medpipe.centerline.loops import loops_of_voxels
+from medpipe.centerline.maps import CenterlineMaps
 from medpipe.errors import StepError, UsageError
 from medpipe.geometry import to_mm
 from medpipe.phantoms.vessel_tree import vessel_tree
@@ -274,6 +275,21 @@ def test_points_affines_and_grids_that_do_not_fit():
         extract_centerline(torch.from_numpy(mask), EYE, ostium=torch.zeros(3, 3, 3))
     with pytest.raises(UsageError, match="needs maps"):
         extract(mask, endpoints="learned")
+    with pytest.raises(UsageError, match="cost = learned needs maps"):
+        extract(mask, cost="learned")
+
+
+@pytest.mark.parametrize(("cost", "row"), [("depth", 7), ("learned", 4)])
+def test_the_cost_says_where_the_middle_is(cost, row):
+    mask = torch.zeros(60, 15, 15, dtype=torch.uint8)
+    mask[2:58, 2:13, 2:13] = 1
+    q = torch.ones(mask.shape)
+    q[:, 4, 7] = 0.0  # a network that takes another line for the middle
+    maps = CenterlineMaps(q, torch.zeros(mask.shape), torch.zeros(mask.shape))
+    ends = {"root_points_mm": [(4, 7, 7)], "endpoint_points_mm": [(55, 7, 7)]}
+    settings = ExtractionSettings(cost=cost, endpoints="given", **ends)
+    tree = extract_centerline(mask, EYE, settings, maps=maps)
+    assert np.median(tree.voxels[:, 1]) == row
 
 
 @pytest.mark.parametrize(

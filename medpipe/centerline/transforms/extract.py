@@ -40,15 +40,15 @@ class Centerline(ArrayStep):
     ----------
     labels : sequence of int, optional
         Label values to look at; by default all above 0.
-    root, root_points_mm, endpoints, endpoint_points_mm, loops
+    root, root_points_mm, endpoints, endpoint_points_mm, cost, loops
         See `medpipe.centerline.extract.ExtractionSettings`.
     ball_scale, ball_voxels, prune_radii, prune_voxels, smoothing_rounds, snap_mm
         See there.
     min_component_voxels : int
         Smaller parts are left out; the largest of each structure stays.
     weights : str
-        Of the network, where ends are learned and no maps are given: a packaged model or a
-        file that ``train_centerline`` made.
+        Of the network, where ends or costs are learned and no maps are given: a packaged
+        model or a file that ``train_centerline`` made.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Centerline(ArrayStep):
         snap_mm: float = 5.0,
         min_component_voxels: int = 27,
         weights: str = "centerline",
+        cost: Literal["depth", "learned"] = "depth",
     ) -> None:
         if labels is not None and (not labels or min(labels) < 1):
             raise UsageError("labels is wrong", expected="label values above 0")
@@ -77,6 +78,7 @@ class Centerline(ArrayStep):
             root_points_mm=_points("root_points_mm", root_points_mm),
             endpoints=endpoints,
             endpoint_points_mm=_points("endpoint_points_mm", endpoint_points_mm),
+            cost=cost,
             ball_scale=ball_scale,
             ball_voxels=ball_voxels,
             prune_radii=prune_radii,
@@ -98,7 +100,7 @@ class Centerline(ArrayStep):
             Mask of the vessel that the structure leaves, on the same grid.
         maps : MetaTensor (3, I, J, K), optional
             Learned maps: distance, ends, roots, as ``centerline_maps`` makes them. They are
-            computed if ends are learned and there are none.
+            computed if ends or costs are learned and there are none.
 
         Raises
         ------
@@ -117,7 +119,7 @@ class Centerline(ArrayStep):
         learned = None
         if maps is not None:
             learned = _maps(image, maps)
-        elif self.settings.endpoints == "learned":
+        elif "learned" in (self.settings.endpoints, self.settings.cost):
             from medpipe.centerline.maps import learned_maps
 
             learned = learned_maps(check_labels(values, affine), affine, model=self.weights)
@@ -179,7 +181,8 @@ class Centerlined(DictStep):
     ostium : str, optional
         Key of a mask of the vessel that the structure leaves: roots are where they touch.
     maps : str, optional
-        Key of learned maps (``centerline_maps``): they give the cost of paths, and roots.
+        Key of learned maps (``centerline_maps``): they give roots, and ends and the cost of
+        paths where these are learned.
     labels : list of int, optional
         Label values to look at; by default all above 0.
     root : {"auto", "widest", "superior", "inferior", "left", "right", "anterior", "posterior"}
@@ -209,6 +212,9 @@ class Centerlined(DictStep):
     weights : str
         Of the network of learned ends, where there are no `maps`: "centerline", the packaged
         model, or a file that ``train_centerline`` made.
+    cost : {"depth", "learned"}
+        What makes the middle of a vessel cheap: the distance to the wall, or the learned
+        distance to the centerline.
     allow_missing_keys : bool
         Skip keys that are absent.
     """
@@ -241,6 +247,7 @@ class Centerlined(DictStep):
         snap_mm: float = 5.0,
         min_component_voxels: int = 27,
         weights: str = "centerline",
+        cost: Literal["depth", "learned"] = "depth",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -248,7 +255,7 @@ class Centerlined(DictStep):
         self.step = Centerline(
             labels, root, root_points_mm, endpoints, endpoint_points_mm, ball_scale, ball_voxels,
             prune_radii, prune_voxels, loops, smoothing_rounds, snap_mm, min_component_voxels,
-            weights,
+            weights, cost,
         )  # fmt: skip
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
