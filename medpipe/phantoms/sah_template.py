@@ -239,30 +239,34 @@ def _shares(
     stripped: bool,
     spacing: NDArray[Any],
 ) -> Array:
+    at = np.nonzero(inside)
     smooth = ndimage.gaussian_filter(hu, 0.7 / spacing)
-    index = np.moveaxis(np.indices(hu.shape, dtype=np.float64), 0, -1)
-    q = template_points(to_frame, index)
-    central = ventricles_mm(q) < 0
+    q = template_points(to_frame, np.stack(at, -1).astype(np.float64))
+    basal, central = cistern_mm(q), ventricles_mm(q)
     # White matter is darker than the mean brain. Where fluid is expected, less will do.
-    brain_hu = float(np.median(smooth[inside]))
-    expected = np.minimum(np.minimum(cistern_mm(q), fissure_mm(q)), ventricles_mm(q) + 3) < 2
+    brain_hu = float(np.median(smooth[at]))
+    expected = np.minimum(np.minimum(basal, fissure_mm(q)), central + 3) < 2
     below = brain_hu * np.where(expected, F(0.9), F(0.7))
-    low = float(np.clip(np.percentile(smooth[inside], 0.5), 2, 0.45 * brain_hu))
-    shown = np.clip((below - smooth) / (below - low), 0, 1)
+    low = float(np.clip(np.percentile(smooth[at], 0.5), 2, 0.45 * brain_hu))
+    shown = np.clip((below - smooth[at]) / (below - low), 0, 1)
     # Averaging and thick slices have closed cisterns and the space under the arachnoid.
-    depth = ndimage.distance_transform_edt(inside, sampling=spacing)
+    depth = ndimage.distance_transform_edt(inside, sampling=spacing)[at]
     fluid = np.where(expected, np.minimum(2 * shown, 1), shown)
-    noise = float(np.median(np.abs(hu - smooth)[inside]))
+    noise = float(np.median(np.abs(hu - smooth)[at]))
     if stripped or noise < AVERAGED_HU:
-        fluid = np.maximum(fluid, 0.9 * np.clip(-0.5 * cistern_mm(q), 0, 1))
-    fluid = np.maximum(fluid, 0.6 * np.clip(1 - depth / 3, 0, 1)) * inside
-    hu = hu - np.maximum(fluid - shown, 0) * np.clip(hu - 8, 0, 60)
-    brain = (inside - fluid) * (smooth < 110)
+        fluid = np.maximum(fluid, 0.9 * np.clip(-0.5 * basal, 0, 1))
+    fluid = np.maximum(fluid, 0.6 * np.clip(1 - depth / 3, 0, 1))
+    values = np.zeros((4, *hu.shape), F)
+    values[0] = hu
+    values[0][at] -= (fluid - shown) * np.clip(hu[at] - 8, 0, 60)
+    values[1][at] = fluid * (central >= 0)
+    values[2][at] = fluid * (central < 0)
+    values[3][at] = (1 - fluid) * (smooth[at] < 110)
     if stripped:
         away = ndimage.distance_transform_edt(~inside, sampling=spacing)
-        hu = np.where(inside, hu, np.interp(away, *_PROFILE)).astype(F)
-        fluid = np.where((away > 0) & (away <= 1.6), F(1), fluid)
-    return np.stack([hu, fluid * ~central, fluid * central, brain]).astype(F)
+        values[0] = np.where(inside, values[0], np.interp(away, *_PROFILE))
+        values[1][(away > 0) & (away <= 1.6)] = 1
+    return values
 
 
 def ventricles_mm(q: tuple[Array, Array, Array]) -> Array:

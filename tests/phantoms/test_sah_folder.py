@@ -106,7 +106,7 @@ def digest(root):
     return len(files), total.hexdigest()
 
 
-def test_processes_and_the_number_of_patients_do_not_change_a_patient(folder, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_in_another_cohort_and_process(folder, tmp_path):
     cohort = SahCohort(1, seed=3, format="both", scan=COARSE, labels=True)
     write_sah_cohort(tmp_path, cohort, workers=2)
     assert digest(tmp_path / "images" / "sah0001") == digest(folder / "images" / "sah0001")

@@ -128,12 +128,6 @@ def test_ventricles_and_sulci_grow_with_age(empty):
     assert old["brain_ml"] < young["brain_ml"]
 
 
-def test_the_same_seed_gives_the_same_bytes(noisy):
-    same = simulate(noise_hu=4.0, sah_ml=3.0)
-    assert noisy.volume.data.tobytes() == same.volume.data.tobytes()
-    assert noisy.facts == same.facts
-
-
 def test_a_second_ct_elsewhere_shows_the_same_patient_in_other_noise(noisy):
     second = simulate(noise_hu=4.0, sah_ml=3.0, repeat=1, site=1)
     assert (noisy.volume.data != second.volume.data).mean() > 0.5
@@ -146,11 +140,11 @@ def test_a_second_ct_elsewhere_shows_the_same_patient_in_other_noise(noisy):
 
 def test_thick_tilted_slices_show_the_same_blood(full):
     """Another grid, leaning, of thick slices: the clot stays where it was."""
-    scan = SahScan((4.0, 4.0, 6.0), tilt_deg=15.0, noise_hu=0.0)
+    scan = SahScan((4.0, 4.0, 8.0), tilt_deg=15.0, noise_hu=0.0)
     case = simulate_patient(7, full.facts["covariates"], scan=scan)
     step = case.volume.affine[:3, :3]
     assert np.degrees(np.arctan2(step[2, 1], step[1, 1])) == pytest.approx(15.0)
-    assert np.array_equal(step[:, 2] / 6.0, (0, 0, 1))
+    assert np.array_equal(step[:, 2] / 8.0, (0, 0, 1))
     voxel_ml = float(np.linalg.det(step)) / 1000
     ml = [
         (c.labels == SahLabel.BLOOD_BRAIN).sum() * v

@@ -26,7 +26,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "simulated-s
 
 @pytest.fixture(scope="module")
 def cohort():
-    return draw_covariates(150_000, np.random.default_rng(987))
+    return draw_covariates(100_000, np.random.default_rng(987))
 
 
 def mann_whitney(outcome, score):
@@ -87,7 +87,7 @@ def test_a_fitted_classifier_comes_close_to_the_ceiling_and_not_above(cohort, na
     half = p.size // 2
     fit = LogisticRegression().fit(x[:half], outcome[:half])
     reached = mann_whitney(outcome[half:].astype(int), fit.decision_function(x[half:]))
-    ceiling = ceilings(risk, n=20_000)[name]
+    ceiling = ceilings(risk, n=8_000)[name]
     assert reached - 0.008 < ceiling < reached + 0.012
     assert ceiling < 0.90
 

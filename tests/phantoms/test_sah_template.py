@@ -82,7 +82,6 @@ def test_an_image_without_a_head_is_refused(tmp_path):
     ("name", "stripped"),
     [
         ("ct_template/scct.nii", False),
-        ("ct_template/scct_stripped.nii", True),
         ("ct_template/ct_brain_atlas_1mm.nii.gz", True),
         ("head_ct_ge_tilt_dicom/derived_GE_head_tilt_corrected_1mm_HU.nii.gz", False),
     ],

@@ -48,7 +48,7 @@ def test_a_fold_would_be_seen():
     assert Warp(folded).jacobian().min() < 0
 
 
-@pytest.mark.parametrize("shift_mm", [-12.0, 3.0, 8.0])
+@pytest.mark.parametrize("shift_mm", [-12.0, 4.0])
 def test_the_septum_moves_by_the_shift_and_the_skull_stays(frame, shift_mm):
     still = Warp(np.zeros_like(random_warp((0,)).displacement))
     warp, measured = head_warp(still, frame, shift_mm)
