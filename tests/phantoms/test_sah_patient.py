@@ -17,11 +17,11 @@ BASE = {
     "shift_mm": 0.0,
     "wfns": 3.0,
 }
-VOXEL_ML = 3.2**3 / 1000
+VOXEL_ML = 4.0**3 / 1000
 
 
 def simulate(*, noise_hu=0.0, site=0, repeat=0, **covariates):
-    scan = SahScan((3.2, 3.2, 3.2), noise_hu=noise_hu, site=site)
+    scan = SahScan((4.0, 4.0, 4.0), noise_hu=noise_hu, site=site)
     return simulate_patient(7, BASE | covariates, scan=scan, repeat=repeat)
 
 
@@ -47,7 +47,7 @@ def full():
 
 @pytest.fixture(scope="module")
 def noisy():
-    return simulate(noise_hu=4.0, sah_ml=3.0)
+    return simulate(noise_hu=8.0, sah_ml=3.0)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_volumes_are_those_of_the_image(empty, bled):
     assert brighter[fresh].sum() > 0.7 * brighter.sum()
     # where fluid filled the voxel, no bone beside it
     dense = (brighter > 0.75 * (clot_hu - 8)) & (empty.volume.data < 25)
-    assert dense.sum() > 60
+    assert dense.sum() > 30
     assert (bled.volume.data[dense] <= 80).all()
     assert (bled.volume.data[dense] >= 40).all()
 
@@ -129,7 +129,7 @@ def test_ventricles_and_sulci_grow_with_age(empty):
 
 
 def test_a_second_ct_elsewhere_shows_the_same_patient_in_other_noise(noisy):
-    second = simulate(noise_hu=4.0, sah_ml=3.0, repeat=1, site=1)
+    second = simulate(noise_hu=8.0, sah_ml=3.0, repeat=1, site=1)
     assert (noisy.volume.data != second.volume.data).mean() > 0.5
     for name in ("artery", "side", "clot_hu", "ventricles"):
         assert noisy.facts[name] == second.facts[name]
