@@ -257,9 +257,12 @@ def _say(evaluation: dict[str, Any], page: Path) -> None:
     out.print(f"{evaluation['n']} cases, {evaluation['events']} events{said}, out of fold:")
     for model in evaluation["models"]:
         area = model["metrics"].get("auroc") or {}
-        if area.get("value") is not None:
+        if area.get("value") is None:
+            continue
+        ends = "too few for an interval"
+        if area.get("low") is not None:
             ends = f"{area['low']:.3f} to {area['high']:.3f}"
-            out.print(f"  {model['label']}: AUROC {area['value']:.3f} ({ends})", markup=False)
+        out.print(f"  {model['label']}: AUROC {area['value']:.3f} ({ends})", markup=False)
     out.print(f"report: {page}", soft_wrap=True)
 
 
