@@ -74,12 +74,10 @@ def close_loops(
     Loops shorter than 2π radii plus 4 voxels, such as pores of a rough mask, and ways
     between trees of different roots are not closed.
     """
-    pairs, ends, price = _meetings_of(lumen, paths, members, growth)
-    radius, steps = lumen.radius_mm(growth.voxels), step_lengths_mm(lumen, growth)
-    way = _ways(growth.parents, steps, ends)
-    least = SHORTEST[0] * radius[ends].max(axis=1) + SHORTEST[1] * lumen.voxel_mm
-    open_ = way >= least
-    pairs, ends, price, way, least = (a[open_] for a in (pairs, ends, price, way, least))
+    steps = step_lengths_mm(lumen, growth)
+    shortest = SHORTEST[0] * lumen.radius_mm(growth.voxels) + SHORTEST[1] * lumen.voxel_mm
+    pairs, ends, price = _meetings_of(lumen, paths, members, growth, (steps, shortest))
+    way, least = _ways(growth.parents, steps, ends), shortest[ends].max(axis=1)
     child = np.flatnonzero(growth.parents >= 0)
     links = [(int(c), int(growth.parents[c]), float(steps[c])) for c in child]
     size = len(growth.parents)
@@ -100,17 +98,21 @@ def close_loops(
 
 
 def _meetings_of(
-    lumen: Lumen, paths: Paths, members: Longs, growth: Growth
+    lumen: Lumen, paths: Paths, members: Longs, growth: Growth, lengths: tuple[Floats, Floats]
 ) -> tuple[Longs, Longs, Floats]:
-    """Return neighbouring voxels whose paths reach different nodes: voxels, nodes, cost.
+    """Return neighbouring voxels whose paths reach far nodes: voxels, nodes, cost.
 
-    Of the neighbours whose paths reach the same two nodes only the cheapest are returned.
+    `lengths` are those of the step to each node, and of the shortest loop there. Of the
+    neighbours whose paths reach the same two nodes only the cheapest are returned.
     """
     node, _ = lumen.marks
     node[growth.voxels] = np.arange(len(growth.voxels))
     order = members[np.argsort(paths.total[members], kind="stable")]
     reached = np.full(len(lumen.voxels), -1, np.int32)
-    pairs = _meet(order, lumen.neighbours, paths.predecessor, paths.source, node, reached)
+    pairs = _meet(
+        order, lumen.neighbours, paths.predecessor, paths.source, node, reached,
+        growth.parents, *lengths,
+    )  # fmt: skip
     node[growth.voxels] = -1
     ends = reached[pairs].astype(np.int64)
     both = ends.min(axis=1) * len(growth.voxels) + ends.max(axis=1)
@@ -123,26 +125,41 @@ def _meetings_of(
 
 
 @compiled
-def _meet(order, neighbours, predecessor, source, node, reached):  # type: ignore[no-untyped-def]
-    """Fill the node that each voxel's path reaches; return neighbours with different ones."""
+def _meet(  # type: ignore[no-untyped-def]
+    order, neighbours, predecessor, source, node, reached, parents, steps, shortest
+):
+    """Fill the node that each voxel's path reaches; return neighbours with far ones."""
     for v in order:
         if node[v] >= 0:
             reached[v] = node[v]
         elif predecessor[v] >= 0:
             reached[v] = reached[predecessor[v]]
+    far = np.zeros((len(order), 13), np.bool_)
     count = 0
-    for v in order:
+    for n in range(len(order)):
+        v = order[n]
         for e in range(13):
             u = neighbours[v, e]
-            if u >= 0 and source[u] == source[v] >= 0 and reached[u] != reached[v]:
-                count += 1
+            if u < 0 or source[u] != source[v] or source[v] < 0 or reached[u] == reached[v]:
+                continue
+            a, b = reached[u], reached[v]
+            least = max(shortest[a], shortest[b])
+            way = 0.0
+            while a != b and way < least:  # a parent has a lower number than its children
+                if a > b:
+                    way += steps[a]
+                    a = parents[a]
+                else:
+                    way += steps[b]
+                    b = parents[b]
+            far[n, e] = way >= least
+            count += far[n, e]
     pairs = np.empty((count, 2), np.int64)
     count = 0
-    for v in order:
+    for n in range(len(order)):
         for e in range(13):
-            u = neighbours[v, e]
-            if u >= 0 and source[u] == source[v] >= 0 and reached[u] != reached[v]:
-                pairs[count, 0], pairs[count, 1] = v, u
+            if far[n, e]:
+                pairs[count, 0], pairs[count, 1] = order[n], neighbours[order[n], e]
                 count += 1
     return pairs
 
