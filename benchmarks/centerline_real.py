@@ -27,6 +27,7 @@ from medpipe.centerline.settings import ExtractionSettings
 from medpipe.centerline.topology import betti_numbers
 from medpipe.centerline.tree import CenterlineTree
 from medpipe.io.vtp import PolyData, read_vtp
+from medpipe.phantoms.tube_shapes import ring
 
 STEP_MM = 0.05
 """Distance between the points at which lines are compared."""
@@ -177,9 +178,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=real_folder())
     folder = parser.parse_args().folder
-    warm = np.zeros((8, 8, 8), bool)
-    warm[2:6, 3:5, 3:5] = True
-    timed(warm, np.eye(4), min_component_voxels=1)  # compiles
+    torch.set_num_threads(1)
+    warm = ring()
+    timed(warm.mask, warm.affine)  # compiles
     results = {
         "versions": versions("medpipe", "numba", "numpy", "scipy", "torch"),
         "vmtk_aorta": vmtk_aorta(folder / "vessels"),

@@ -4,7 +4,7 @@
 
 Three masks: a simulated tree of 256³ voxels, one of 512³, and a real airway tree of 512 ×
 512 × 767 voxels (FOLDER holds ``vessels``). Every measurement runs in a process of its own
-after a first run on a small tree that compiles and imports; memory is how far the peak
+on one thread, after a first run on a small tree that compiles and imports; memory is how far the peak
 rises above that. Each method gets the whole volume and crops it as it likes; for thinning
 and minimal paths, which do not, it is cropped here. The rows do not make the same thing:
 thinning gives voxels without a tree or radii, ``MCP_Geometric`` the costs of one root
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -111,10 +112,11 @@ def case_of(name: str, folder: Path) -> tuple[Mask, NDArray[Any]]:
 
 def measure(method: str, stored: Path) -> dict[str, Any]:
     """Run a method once in this process."""
+    from medpipe.phantoms.tube_shapes import ring
     from medpipe.phantoms.vessel_tree import vessel_tree
 
-    small = vessel_tree(99, shape=(48,) * 3, root_radius_voxels=4.0, branches=3)
-    METHODS[method](small.mask, small.affine)
+    for small in (vessel_tree(99, shape=(48,) * 3, root_radius_voxels=4.0, branches=3), ring()):
+        METHODS[method](small.mask, small.affine)
     with np.load(stored) as file:
         mask, affine = file["mask"], file["affine"]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -155,6 +157,7 @@ def main() -> None:
                     done = subprocess.run(
                         [sys.executable, __file__, "--one", name, str(stored)],
                         capture_output=True, text=True, check=False,
+                        env=os.environ | {"OMP_NUM_THREADS": "1"},
                     )  # fmt: skip
                     if done.returncode:
                         print(f"{case}: {name} failed: {done.stderr.strip().splitlines()[-1]}")

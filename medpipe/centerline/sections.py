@@ -237,23 +237,24 @@ class _Field:
         """Return voxel coordinates of positions."""
         return to_mm(self.to_index, points_mm)
 
-    def along(self, start: Array, steps: Array) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return values above the level, and whether they lie in the volume.
+    def along(self, start: Array, step: Array, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return values above the level, (P, RAYS, S + 1), and whether they lie in the volume.
 
-        At ``start + steps``, both in voxels: (P, 1, 1, 3) and (P, RAYS, S, 3), the last
-        step of a ray the longest.
+        At ``start + n step`` for n from 0 to S; `start` (P, 3) and `step` (P, RAYS, 3) in
+        voxels.
         """
-        reach = np.abs(steps[:, :, -1]).max(axis=1)
-        low = np.floor((start[:, 0, 0] - reach).min(axis=0)).astype(int) - 1
-        high = np.ceil((start[:, 0, 0] + reach).max(axis=0)).astype(int) + 2
+        reach = np.abs(step).max(axis=1) * steps
+        low = np.floor((start - reach).min(axis=0)).astype(int) - 1
+        high = np.ceil((start + reach).max(axis=0)).astype(int) + 2
         low = np.clip(low, 0, self.shape - 1)
         high = np.clip(high, low + 1, self.shape)
         part = self.volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
         if self.label is not None:
             part = part == self.label
         device = self.volume.device
-        at = torch.from_numpy((start - low).astype(np.float32)).to(device)
-        at = at + torch.from_numpy(steps.astype(np.float32)).to(device)
+        at = torch.from_numpy((start - low)[:, None, None].astype(np.float32)).to(device)
+        each = torch.from_numpy(step[:, :, None].astype(np.float32)).to(device)
+        at = at + each * torch.arange(steps + 1, dtype=torch.float32, device=device)[:, None]
         top = torch.tensor(self.shape - low, dtype=torch.float32, device=device)
         base = torch.tensor(low, dtype=torch.float32, device=device)
         inside = ((at >= -_EDGE - base) & (at <= top - 1 + _EDGE)).all(-1)
@@ -315,8 +316,7 @@ def _sample(
     turn = np.arange(RAYS) * (2 * math.pi / RAYS)
     rays = np.stack([np.cos(turn), np.sin(turn)], axis=1) @ out.planes[rows]
     rays = rays @ field.to_index[:3, :3].T * (window / steps)[:, None, None]
-    start = field.index(out.centers_mm[rows])[:, None, None]
-    return field.along(start, rays[:, :, None] * np.arange(steps + 1)[:, None])
+    return field.along(field.index(out.centers_mm[rows]), rays, steps)
 
 
 def _way_in(values: torch.Tensor, window: Array, planes: Array) -> Array:
