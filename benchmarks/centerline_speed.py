@@ -3,11 +3,11 @@
     python benchmarks/centerline_speed.py [FOLDER] [--repeats 3] [--case airway]
 
 Three masks: a simulated tree of 256³ voxels, one of 512³, and a real airway tree of 512 ×
-512 × 767 voxels (FOLDER holds ``vessels``). Every measurement runs in a process of its own
-on one thread, after a first run on a small tree that compiles and imports; memory is how far the peak
-rises above that. Each method gets the whole volume and crops it as it likes; for thinning
-and minimal paths, which do not, it is cropped here. The rows do not make the same thing:
-thinning gives voxels without a tree or radii, ``MCP_Geometric`` the costs of one root
+512 × 767 voxels (FOLDER holds ``vessels``). Every measurement runs in a process of its own,
+on one thread, after a first run on small masks that compiles and imports; memory is how far
+the peak rises above that. Each method gets the whole volume and crops it as it likes; for
+thinning and minimal paths, which do not, it is cropped here. The rows do not make the same
+thing: thinning gives voxels without a tree or radii, ``MCP_Geometric`` the costs of one root
 alone. kimimaro (GPL-3) is a peer here and no dependency of medpipe. ``--case`` measures
 all methods on one mask anew and keeps what the results say of the others.
 """
