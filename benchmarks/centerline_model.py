@@ -163,7 +163,11 @@ def pin(args: argparse.Namespace) -> None:
     (MODELS / "centerline.md").write_text(card, "utf-8")
     digest = hashlib.sha256(content).hexdigest()
     registry = MODELS / "registry.py"
-    entry = f'    "centerline": PackagedModel("centerline.safetensors", "{digest}"),\n'
+    entry = f"""    "centerline": PackagedModel(
+        "centerline.safetensors",
+        "{digest}",
+    ),
+"""
     text = re.sub(r'    "centerline": PackagedModel\([^)]*\),\n', "", registry.read_text("utf-8"))
     text = text.replace("PackagedModel] = {}", "PackagedModel] = {\n}")
     head = "MODELS: dict[str, PackagedModel] = {\n"

@@ -49,7 +49,12 @@ class PackagedModel:
     sha256: str
 
 
-MODELS: dict[str, PackagedModel] = {}
+MODELS: dict[str, PackagedModel] = {
+    "centerline": PackagedModel(
+        "centerline.safetensors",
+        "636ff6d17adcd3784a34d6e463d519039c116378deba95f00221bb3cb64a65f2",
+    ),
+}
 """Models by name."""
 
 
