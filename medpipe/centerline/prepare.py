@@ -166,24 +166,25 @@ def structures_of(labels: torch.Tensor, affine: Affine) -> list[Structure]:
     StepError
         If a structure leaves no voxel free.
     """
-    corner, end = _box_of(labels)
+    first, last = _box_of(labels)
+    corner, end = np.maximum(first - 1, 0), np.minimum(last + 1, labels.shape)
     part = labels[tuple(slice(a, b) for a, b in zip(corner, end, strict=True))].contiguous()
     where = part.nonzero()
     values = part[where[:, 0], where[:, 1], where[:, 2]]
     out = []
     for value in _host(values.unique()).tolist():
         own = where[values == value]
-        low = np.maximum(corner + _host(own.amin(dim=0)).astype(np.int64) - 1, 0)
-        high = np.minimum(corner + _host(own.amax(dim=0)).astype(np.int64) + 2, labels.shape)
+        low = np.maximum(_host(own.amin(dim=0)).astype(np.int64) - 1, 0)
+        high = np.minimum(_host(own.amax(dim=0)).astype(np.int64) + 2, part.shape)
         box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-        mask = (labels[box] == value).contiguous()
+        mask = (part[box] == value).contiguous()
         if bool(mask.all()):
             raise StepError(
                 "the structure fills the volume",
                 expected="background around it",
                 hint="check that the mask is not inverted",
             )
-        out.append(_structure(mask, int(value), low, affine))
+        out.append(_structure(mask, int(value), corner + low, affine))
     return out
 
 

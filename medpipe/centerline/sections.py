@@ -251,19 +251,25 @@ class _Field:
         part = self.volume[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
         if self.label is not None:
             part = part == self.label
-        device = self.volume.device
-        at = torch.from_numpy((start - low)[:, None, None].astype(np.float32)).to(device)
-        each = torch.from_numpy(step[:, :, None].astype(np.float32)).to(device)
-        at = at + each * torch.arange(steps + 1, dtype=torch.float32, device=device)[:, None]
-        top = torch.tensor(self.shape - low, dtype=torch.float32, device=device)
-        base = torch.tensor(low, dtype=torch.float32, device=device)
-        inside = ((at >= -_EDGE - base) & (at <= top - 1 + _EDGE)).all(-1)
-        size = torch.tensor(part.shape, dtype=torch.float32, device=device)
-        grid = (at * (2 / (size - 1).clamp(min=1)) - 1).flip(-1)
+        scale = 2 / np.maximum(np.array(part.shape) - 1, 1)
+        count = torch.arange(steps + 1, dtype=torch.float32, device=self.volume.device)[:, None]
+        grid = self._line((start - low) * scale - 1, step * scale, count).flip(-1)
+        if (start - reach >= -_EDGE).all() and (start + reach <= self.shape - 1 + _EDGE).all():
+            inside = torch.ones(grid.shape[:-1], dtype=torch.bool, device=grid.device)
+        else:
+            at = self._line(start, step, count)
+            top = torch.tensor(self.shape - 1 + _EDGE, dtype=torch.float32, device=at.device)
+            inside = ((at >= -_EDGE) & (at <= top)).all(-1)
         values = functional.grid_sample(
             part[None, None].float(), grid[None], padding_mode="border", align_corners=True
         )
         return values[0, 0] - self.level, inside
+
+    def _line(self, start: Array, step: Array, count: torch.Tensor) -> torch.Tensor:
+        """Return ``start + n step`` for each n, (P, RAYS, S + 1, 3)."""
+        first = torch.from_numpy(start[:, None, None].astype(np.float32)).to(count.device)
+        each = torch.from_numpy(step[:, :, None].astype(np.float32)).to(count.device)
+        return torch.addcmul(first, each, count)
 
 
 def _planes(along: Array) -> Array:
