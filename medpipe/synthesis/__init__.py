@@ -1,0 +1,26 @@
+"""Three-dimensional generative synthesis: tokens, priors, latents, and what they are worth.
+
+The names below are loaded from their modules when they are first used; importing this
+package imports nothing else. Transforms are in `medpipe.transforms`, like every step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_MODULES: dict[str, tuple[str, ...]] = {}
+
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
