@@ -5,11 +5,13 @@
 Three masks: a simulated tree of 256³ voxels, one of 512³, and a real airway tree of 512 ×
 512 × 767 voxels (FOLDER holds ``vessels``). Every measurement runs in a process of its own,
 on one thread, after a first run on small masks that compiles and imports; memory is how far
-the peak rises above that. Each method gets the whole volume and crops it as it likes; for
-thinning and minimal paths, which do not, it is cropped here. The rows do not make the same
-thing: thinning gives voxels without a tree or radii, ``MCP_Geometric`` the costs of one root
-alone. kimimaro (GPL-3) is a peer here and no dependency of medpipe. ``--case`` measures
-all methods on one mask anew and keeps what the results say of the others.
+the peak rises above what is resident then (Linux). Each method gets the whole volume and
+crops it as it likes; for thinning and minimal paths, which do not, it is cropped here. The
+rows do not make the same thing: thinning gives voxels without a tree or radii,
+``MCP_Geometric`` the costs of one root alone. kimimaro (GPL-3) is a peer here and no
+dependency of medpipe. ``--case`` measures all methods on one mask anew and keeps what the
+results say of the others; ``--memory`` measures memory alone, which other work on the
+machine does not change.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -110,6 +111,12 @@ def case_of(name: str, folder: Path) -> tuple[Mask, NDArray[Any]]:
     return tree.mask, tree.affine
 
 
+def resident_mb(what: str) -> float:
+    """Return the memory of this process that is resident (VmRSS), or its peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(what))
+
+
 def measure(method: str, stored: Path) -> dict[str, Any]:
     """Run a method once in this process."""
     from medpipe.phantoms.tube_shapes import ring
@@ -119,13 +126,14 @@ def measure(method: str, stored: Path) -> dict[str, Any]:
         METHODS[method](small.mask, small.affine)
     with np.load(stored) as file:
         mask, affine = file["mask"], file["affine"]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident_mb("VmRSS")
     started, wall = time.process_time(), time.perf_counter()
     made = METHODS[method](mask, affine)
     return {
         "cpu_s": time.process_time() - started,
         "wall_s": time.perf_counter() - wall,
-        "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "memory_mb": resident_mb("VmHWM") - before,
         "made": made,
     }
 
@@ -136,6 +144,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=real_folder())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--case", choices=list(CASES), help="measure this one alone")
+    parser.add_argument("--memory", action="store_true", help="measure memory alone")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -144,8 +153,8 @@ def main() -> None:
     import tempfile
 
     stored_rows = RESULTS / "centerline_speed.json"
-    rows = json.loads(stored_rows.read_text())["rows"] if args.case else []
-    rows = [row for row in rows if row["case"] != args.case]
+    known = json.loads(stored_rows.read_text())["rows"] if args.case or args.memory else []
+    rows = [row for row in known if row["case"] != args.case and not args.memory]
     with tempfile.TemporaryDirectory() as scratch:
         for case in [args.case] if args.case else CASES:
             mask, affine = case_of(case, args.folder)
@@ -177,6 +186,9 @@ def main() -> None:
                     },
                     "made": each[0]["made"],
                 }
+                if args.memory:
+                    same = [r for r in known if (r["case"], r["method"]) == (case, name)]
+                    row = same[0] | {"memory_mb": row["memory_mb"]}
                 print(
                     f"{case:10} {name:30} {row['cpu_s']['median']:7.2f} CPU-s "
                     f"({row['cpu_s']['min']}-{row['cpu_s']['max']}) "
