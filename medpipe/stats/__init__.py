@@ -1,0 +1,1 @@
+"""Figures with their intervals, for every part that judges predictions or images."""
