@@ -145,16 +145,21 @@ def _by_site(cohort: Cohort, seed: int) -> Folds:
         raise UsageError("a patient has cases at two sites", where=_some(moved), hint=hint)
     of_case = np.array(cohort.sites)
     test = tuple(np.flatnonzero(of_case == site).astype(np.int64) for site in sites)
-    findings = []
-    for k, (site, t) in enumerate(zip(sites, test, strict=True)):
-        rest = np.delete(cohort.outcome, t)
-        if len(np.unique(rest)) < 2:
+    for site, t in zip(sites, test, strict=True):
+        if len(np.unique(np.delete(cohort.outcome, t))) < 2:
             raise UsageError(f"without site '{site}' only one outcome is left to train with")
-        if len(np.unique(cohort.outcome[t])) < 2:
-            text = f"fold {k + 1} (a site of {len(t)} cases) has one outcome only"
-            findings.append(Finding("folds.one_outcome", Severity.WARNING, text))
-    digest = folds_digest(cohort, test)
-    return Folds(test, digest, "leave-one-site-out", tuple(sites), seed, tuple(findings))
+    digest, findings = folds_digest(cohort, test), _one_outcome(cohort, test)
+    return Folds(test, digest, "leave-one-site-out", tuple(sites), seed, findings)
+
+
+def _one_outcome(cohort: Cohort, test: Sequence[NDArray[np.int64]]) -> tuple[Finding, ...]:
+    """Tell sites that have one outcome only."""
+    texts = [
+        f"fold {k + 1} (a site of {len(t)} cases) has one outcome only"
+        for k, t in enumerate(test)
+        if len(np.unique(cohort.outcome[t])) < 2
+    ]
+    return tuple(Finding("folds.one_outcome", Severity.WARNING, text) for text in texts)
 
 
 def _some(cases: Sequence[str]) -> str:
@@ -221,10 +226,26 @@ def read_folds(path: Path, cohort: Cohort) -> Folds:
         raise UsageError(
             "the folds were changed, or patients are grouped otherwise in this cohort",
             where=path.name,
-            hint="make new folds",
+            got=_in_two_folds(cohort, test),
+            hint="restore the file, or delete it to make new folds",
         )
     names = tuple(fold["name"] for fold in record["folds"])
-    return Folds(test, record["digest"], record["kind"], names, record["seed"])
+    findings = _one_outcome(cohort, test) if record["kind"] == "leave-one-site-out" else ()
+    return Folds(test, record["digest"], record["kind"], names, record["seed"], findings)
+
+
+def _in_two_folds(cohort: Cohort, test: Sequence[NDArray[np.int64]]) -> str | None:
+    """Return the cases of patients that are in two folds, None where there is no such patient."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    for k, cases in enumerate(test):
+        for i in cases:
+            places.setdefault(cohort.patients[i], []).append((int(i), k))
+    torn = [p for p in places.values() if len({k for _, k in p}) > 1]
+    if not torn:
+        return None
+    named = ", ".join(f"{cohort.case_ids[i]} (fold {k + 1})" for i, k in torn[0][:_NAMED])
+    more = f", and {len(torn) - 1} patients more" if len(torn) > 1 else ""
+    return f"the same patient in {named}{more}"
 
 
 def _load(path: Path) -> dict[str, Any]:

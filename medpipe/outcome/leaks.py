@@ -8,7 +8,8 @@ only the study and the patient show those.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medpipe.errors import UsageError
+from medpipe.io.detect import is_dicom_file
 from medpipe.outcome.cohort import Cohort
 from medpipe.outcome.folds import Folds
 from medpipe.types import Finding, Severity
 
-__all__ = ["check_leaks", "pixel_digest", "volume_digest"]
+__all__ = ["check_leaks", "pixel_digest", "study_digest", "volume_digest"]
 
 _SHOWN: Final = 5
 """At most so many leaks are named, and so many cases of each."""
@@ -40,7 +42,8 @@ def check_leaks(
     cohort : Cohort
     folds : Folds
     study_digests : dict, optional
-        Case id → digest of its study; None or no entry where it is not known.
+        Case id → digest of its study (`study_digest`); None or no entry where it is not
+        known. Where none is known, as in a cohort of NIfTI files, nothing is said of it.
     pixel_digests : dict, optional
         Case id → digest of the voxels of its prepared volume (`volume_digest`).
 
@@ -64,7 +67,7 @@ def check_leaks(
             continue
         by_kind[kind] = [digests.get(case) for case in cohort.case_ids]
         unknown = sum(not digest for digest in by_kind[kind])
-        if unknown:
+        if unknown and not (kind == "study" and unknown == len(cohort)):
             text = f"the {kind} of {unknown} of {len(cohort)} cases could not be compared"
             findings.append(Finding("leaks.not_compared", Severity.WARNING, text))
     fold_of = folds.fold_of
@@ -113,6 +116,44 @@ def _named(cohort: Cohort, folds: Folds, cases: list[int]) -> str:
     shown = [f"{cohort.case_ids[i]} (fold {int(fold_of[i]) + 1})" for i in cases[:_SHOWN]]
     more = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
     return ", ".join(shown) + more
+
+
+def study_digest(image: Path) -> str | None:
+    """Return the sha256 of the study that a DICOM folder or file says it is of.
+
+    Parameters
+    ----------
+    image : Path
+        Of its files the first one speaks that can be read and holds an image.
+
+    Returns
+    -------
+    str or None
+        None for NIfTI, and where no file names a study.
+    """
+    from medpipe.io.dicom_header import read_frames
+    from medpipe.io.dicom_tags import BadHeader
+
+    for path in _files(image):
+        if not is_dicom_file(path):
+            continue
+        try:
+            first = read_frames(path)[0]
+        except BadHeader:
+            continue
+        if first.study and first.rows:
+            return hashlib.sha256(first.study.encode()).hexdigest()
+    return None
+
+
+def _files(image: Path) -> Iterator[Path]:
+    """Yield a file, or the files of a folder tree in an order of their names."""
+    if not image.is_dir():
+        yield image
+        return
+    for folder, folders, names in os.walk(image):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted(names))
 
 
 def pixel_digest(voxels: NDArray[Any]) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from dicom_inputs import line, write_series
 
 from medpipe.errors import UsageError
 from medpipe.io.nifti import write_nifti
 from medpipe.outcome.cohort import Cohort
 from medpipe.outcome.folds import Folds, make_folds
-from medpipe.outcome.leaks import check_leaks, pixel_digest, volume_digest
+from medpipe.outcome.leaks import check_leaks, pixel_digest, study_digest, volume_digest
 from medpipe.types import Volume
 
 N = 20
@@ -105,6 +107,40 @@ def test_what_was_not_compared_is_told():
     some = dict(list(SOUND.items())[:15]) | {"c00": None}
     (finding,) = check_leaks(COHORT, FOLDS, pixel_digests=some)
     assert finding.message == "the voxels of 6 of 20 cases could not be compared"
+
+
+def test_studies_are_not_missed_where_there_are_none():
+    nowhere = dict.fromkeys(COHORT.case_ids)
+    assert check_leaks(COHORT, FOLDS, study_digests=nowhere) == ()
+    some = nowhere | {"c03": "digest"}
+    (finding,) = check_leaks(COHORT, FOLDS, study_digests=some)
+    assert finding.message == "the study of 19 of 20 cases could not be compared"
+
+
+def test_the_digest_of_a_study_is_that_of_its_series_and_never_its_uid(tmp_path):
+    uid, other = "1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.2"
+    for folder, study in (("a/one", uid), ("a/two", uid), ("b", other)):
+        write_series(tmp_path / folder, line(3), study=study)
+    digest = study_digest(tmp_path / "a" / "one")
+    assert digest == hashlib.sha256(uid.encode()).hexdigest()
+    assert study_digest(tmp_path / "a") == digest
+    (first, *_) = sorted((tmp_path / "a" / "two").iterdir())
+    assert study_digest(first) == digest
+    assert study_digest(tmp_path / "b") == hashlib.sha256(other.encode()).hexdigest()
+
+
+def test_files_that_say_no_study_are_passed_over(tmp_path):
+    write_nifti(tmp_path / "ct.nii.gz", Volume(np.zeros((4, 4, 4), np.int16), np.eye(4)))
+    assert study_digest(tmp_path / "ct.nii.gz") is None
+    assert study_digest(tmp_path / "nothing") is None
+    folder = tmp_path / "series"
+    paths = write_series(folder, line(3), study="1.2.3")
+    paths[0].write_bytes(bytes(128) + b"DICM" + bytes(range(200)))  # damaged
+    (folder / "000.txt").write_text("notes")
+    assert study_digest(folder) == hashlib.sha256(b"1.2.3").hexdigest()
+    for path in paths:
+        path.write_bytes(paths[0].read_bytes())
+    assert study_digest(folder) is None
 
 
 def test_a_case_in_two_test_sets_or_in_none_is_refused():
