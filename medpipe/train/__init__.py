@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medpipe.train.loop import train
+from medpipe.train.opponent import Opponent
 from medpipe.train.settings import LoopSettings, Progress, TrainResult
 
-__all__ = ["LoopSettings", "Progress", "TrainResult", "train"]
+__all__ = ["LoopSettings", "Opponent", "Progress", "TrainResult", "train"]

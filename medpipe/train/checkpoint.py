@@ -11,6 +11,7 @@ import torch
 from medpipe.errors import InputError, UsageError
 from medpipe.io.atomic import atomic_path
 from medpipe.train.settings import LoopSettings
+from medpipe.types import Json
 
 __all__ = ["read_checkpoint", "write_checkpoint"]
 
@@ -19,8 +20,10 @@ _FREE = ("workers", "checkpoint_every", "amp")
 """Settings that may change when a run continues."""
 
 
-def write_checkpoint(path: Path, state: dict[str, Any], settings: LoopSettings) -> None:
-    """Write state dicts, tensors and JSON values.
+def write_checkpoint(
+    path: Path, state: dict[str, Any], settings: LoopSettings, bound_to: dict[str, Json]
+) -> None:
+    """Write state dicts, tensors and JSON values, and what the run is bound to.
 
     Raises
     ------
@@ -28,10 +31,12 @@ def write_checkpoint(path: Path, state: dict[str, Any], settings: LoopSettings) 
         If the file cannot be written; the one before is then still there.
     """
     with atomic_path(path) as tmp:
-        torch.save({"format": FORMAT, "settings": _binding(settings), **state}, tmp)
+        torch.save({"format": FORMAT, "settings": _binding(settings, bound_to), **state}, tmp)
 
 
-def read_checkpoint(path: Path, settings: LoopSettings, device: torch.device) -> dict[str, Any]:
+def read_checkpoint(
+    path: Path, settings: LoopSettings, device: torch.device, bound_to: dict[str, Json]
+) -> dict[str, Any]:
     """Return what `write_checkpoint` wrote; nothing in the file is run.
 
     Raises
@@ -52,8 +57,8 @@ def read_checkpoint(path: Path, settings: LoopSettings, device: torch.device) ->
             expected="one that this version of medpipe wrote",
             hint="remove it to start anew",
         )
-    wanted, found = _binding(settings), state["settings"]
-    changed = sorted(name for name in wanted if wanted[name] != found.get(name))
+    wanted, found = _binding(settings, bound_to), state["settings"]
+    changed = sorted(n for n in wanted | found if wanted.get(n, ...) != found.get(n, ...))
     if changed:
         raise UsageError(
             "the checkpoint is of other settings",
@@ -64,5 +69,6 @@ def read_checkpoint(path: Path, settings: LoopSettings, device: torch.device) ->
     return state
 
 
-def _binding(settings: LoopSettings) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name not in _FREE}
+def _binding(settings: LoopSettings, bound_to: dict[str, Json]) -> dict[str, Any]:
+    own = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    return own | bound_to

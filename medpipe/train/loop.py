@@ -25,8 +25,10 @@ from torch.utils.data import Dataset
 from medpipe.device import choose_device
 from medpipe.errors import StepError, UsageError
 from medpipe.train.checkpoint import read_checkpoint, write_checkpoint
+from medpipe.train.opponent import Opponent
 from medpipe.train.samples import training_batches, validation_batches
 from medpipe.train.settings import LoopSettings, Progress, Tell, TrainResult
+from medpipe.types import Json
 
 __all__ = ["train"]
 
@@ -44,8 +46,10 @@ def train(
     *,
     validation: Dataset[Any] | None = None,
     metric: Any = None,
+    opponent: Opponent | None = None,
     device: str | torch.device = "auto",
     checkpoint: str | Path | None = None,
+    bound_to: dict[str, Json] | None = None,
     progress: Tell | None = None,
 ) -> TrainResult:
     """Train `network` in place.
@@ -64,11 +68,16 @@ def train(
         Samples to validate with; by default the metric is the mean loss of training.
     metric : callable or ignite Metric, optional
         Of predictions and targets to a scalar, averaged over the samples; the loss by default.
+    opponent : Opponent, optional
+        A network that makes a step after each of `network`, against it; in the checkpoint too.
     device : str or torch.device
         In several processes, the device that ignite gives each.
     checkpoint : path, optional
         File to continue from if it is there; written every ``checkpoint_every`` iterations.
         On the CPU an interrupted run ends with the bits of one that was not.
+    bound_to : dict of JSON values, optional
+        What the loss and the samples depend on besides: a checkpoint of a run where they
+        differ is refused, and the names of those that differ are said.
     progress : callable, optional
         Told at every iteration; by default a notice is logged now and then.
 
@@ -91,7 +100,8 @@ def train(
     where = choose_device(str(where or "auto"))
     network.to(where)
     with _own_random_numbers(where, settings.seed + idist.get_rank()):
-        run = _Run(network, loss, settings, where, Path(checkpoint) if checkpoint else None)
+        file = Path(checkpoint) if checkpoint else None
+        run = _Run(network, loss, settings, where, file, opponent, bound_to)
         run.tell = (progress or _notice()) if idist.get_rank() == 0 else None
         return run.go(dataset, validation, metric)
 
@@ -146,10 +156,11 @@ class _Run:
 
     def __init__(
         self, network: nn.Module, loss: Loss, settings: LoopSettings, device: torch.device,
-        checkpoint: Path | None,
+        checkpoint: Path | None, opponent: Opponent | None, bound_to: dict[str, Json] | None,
     ) -> None:  # fmt: skip
         self.network, self.loss, self.settings = network, loss, settings
         self.device, self.checkpoint = device, checkpoint
+        self.opponent, self.bound_to = opponent, bound_to or {}
         self.idist = _ignite().distributed
         self.parallel = network
         rate, decay = settings.learning_rate, settings.weight_decay
@@ -171,10 +182,16 @@ class _Run:
         self, dataset: Dataset[Any], validation: Dataset[Any] | None, metric: Any
     ) -> TrainResult:
         """Continue where the checkpoint ends, if there is one, and finish."""
+        if self.opponent is not None:
+            self.opponent.network.to(self.device)
         if self.checkpoint is not None and self.checkpoint.is_file():
-            self._load(read_checkpoint(self.checkpoint, self.settings, self.device))
+            file, bound_to = self.checkpoint, self._bound()
+            self._load(read_checkpoint(file, self.settings, self.device, bound_to))
         if self.idist.get_world_size() > 1:
             self.parallel = self.idist.auto_model(self.network)
+            if self.opponent is not None:
+                for value in self.opponent.network.state_dict().values():
+                    value.copy_(self.idist.broadcast(value))
         if self.iteration < self.settings.iterations and not self._tired():
             self._make_trainer(dataset, self._evaluate(validation, metric))
             self.trainer.run()
@@ -273,6 +290,8 @@ class _Run:
         self.since += 1
         self.losses += engine.state.output["loss"].detach()
         self.schedule.step()
+        if self.opponent is not None:
+            self.opponent.step(engine.state.output["pred"], engine.state.output["label"])
         if self.average is not None:
             self.average.update_parameters(self.network)
         last = self.iteration == self.settings.iterations
@@ -317,7 +336,12 @@ class _Run:
 
     def _parts(self) -> dict[str, Any]:
         parts = {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
-        return parts if self.average is None else parts | {"average": self.average}
+        beside = {"average": self.average, "opponent": self.opponent}
+        return parts | {name: part for name, part in beside.items() if part is not None}
+
+    def _bound(self) -> dict[str, Json]:
+        """Return what a checkpoint belongs to besides the settings."""
+        return self.bound_to if self.opponent is None else {"opponent": True, **self.bound_to}
 
     _NUMBERS = ("iteration", "losses", "since", "best_metric", "best_iteration", "stale")
 
@@ -331,7 +355,7 @@ class _Run:
         state["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        write_checkpoint(self.checkpoint, state, self.settings)
+        write_checkpoint(self.checkpoint, state, self.settings, self._bound())
 
     def _load(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
