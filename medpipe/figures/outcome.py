@@ -205,7 +205,7 @@ def calibration_svg(
         if one.low is not None and one.high is not None:
             style = f'stroke="{colour}" stroke-width="1.4"'
             inside.append(line("whisker", x, plot.y(one.low), x, plot.y(one.high), style))
-        title = f"<title>{one.n} patients: predicted {one.mean:.2f}, seen {one.observed:.2f}"
+        title = f"<title>{one.n} cases: predicted {one.mean:.2f}, seen {one.observed:.2f}"
         inside.append(
             f'<circle class="bin" cx="{x:.1f}" cy="{plot.y(one.observed):.1f}" r="3.6" '
             f'fill="{colour}">{title}</title></circle>'

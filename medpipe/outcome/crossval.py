@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from medpipe.outcome.folds import Folds, make_folds
 from medpipe.outcome.leaks import check_leaks
 from medpipe.outcome.metrics.threshold import threshold_at
 from medpipe.outcome.network import OutcomeNetworkSettings
-from medpipe.outcome.predictions import OperatingPoint, Predictions
+from medpipe.outcome.predictions import OperatingPoint, Predictions, SurvivalPredictions
 from medpipe.outcome.recalibrate import Recalibration, fit_recalibration
 from medpipe.outcome.samples import Picture, inner_split
 from medpipe.outcome.training import FoldModel, OutcomeTraining, read_fold_model, train_fold
@@ -99,6 +99,9 @@ class CrossValidation:
     final : Recalibration or None
         For the ensemble, fitted on all log odds of test cases.
     findings : tuple of Finding
+    hazards : ndarray of float64, shape (n, T), or None
+        With the loss of survival: the probability of the event in each interval of time if
+        it did not come before, of each case by the network of the fold that tests it.
     """
 
     cohort: Cohort
@@ -113,6 +116,7 @@ class CrossValidation:
     fusion: ClinicalPrediction | None
     final: Recalibration | None
     findings: tuple[Finding, ...]
+    hazards: Floats | None = None
 
     @property
     def tested(self) -> Floats:
@@ -134,6 +138,20 @@ class CrossValidation:
             covariates={name: known[name] for name in ("age_years", "sex") if name in known},
             fold_names=self.folds.names,
             simulated=simulated,
+        )
+
+    def survival_predictions(self) -> SurvivalPredictions | None:
+        """Return predicted times to the event, out of fold; None without the loss of survival."""
+        event, time = self.cohort.event, self.cohort.time_days
+        if self.hazards is None or event is None or time is None:
+            return None
+        return SurvivalPredictions(
+            event=event,
+            time_days=time,
+            survival=np.cumprod(1 - self.hazards, axis=1, dtype=np.float64),
+            at_days=np.array(self.settings.training.interval_days),
+            groups=self.cohort.patient_codes,
+            fold=self.folds.fold_of,
         )
 
 
@@ -196,11 +214,11 @@ def cross_validate(
         cohort, volumes, chosen, Path(folder) if folder else None,
         {"encoder": encoder, "device": device, "workers": workers}, progress,
     )  # fmt: skip
-    models, logits = trainer.folds(split)
+    models, logits, hazards = trainer.folds(split)
     if chosen.nested:
         nested = nested_logits(split, trainer.between)
         logits = np.where(split.fold_of == np.arange(len(split))[:, None], logits, nested)
-    return _judged(cohort, split, chosen, models, logits, leaks)
+    return replace(_judged(cohort, split, chosen, models, logits, leaks), hazards=hazards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,18 +233,23 @@ class _Trainer:
     progress: FoldProgress | None
     made: dict[bytes, FoldModel] = field(default_factory=dict)
 
-    def folds(self, split: Folds) -> tuple[tuple[FoldModel, ...], Floats]:
-        """Return the network of each fold, and what it says of cases that it did not see."""
+    def folds(self, split: Folds) -> tuple[tuple[FoldModel, ...], Floats, Floats | None]:
+        """Return the network of each fold, log odds of cases that it did not see, and hazards."""
         logits = np.full((len(split), len(self.cohort)), np.nan)
-        models = []
+        models, hazards = [], []
         for k, test in enumerate(split.test):
             name = f"fold {k + 1} of {len(split)}"
             model, held = self.trained(split.train(k), f"fold{k + 1}", name)
             asked = np.concatenate([test, held])
-            logits[k, asked] = self.said(model, asked)
+            said = self.said(model, asked)
+            logits[k, asked] = self.event_logits(said)
+            hazards.append(_host(said[: len(test)].double().sigmoid()))
             models.append(model)
             self.made[split.train(k).tobytes()] = model
-        return tuple(models), logits
+        if self.settings.training.loss != "survival":
+            return tuple(models), logits, None
+        ordered = np.concatenate(hazards)[np.argsort(np.concatenate(split.test))]
+        return tuple(models), logits, ordered
 
     def between(self, train: NDArray[np.int64], asked: NDArray[np.int64]) -> Floats:
         """Return what a network that learns from some cases says of others."""
@@ -234,7 +257,7 @@ class _Trainer:
         if known is None:
             key = hashlib.sha256(train.tobytes()).hexdigest()[:12]
             known, _ = self.trained(train, f"nested-{key}", f"nested network {key[:4]}")
-        return self.said(known, asked)
+        return self.event_logits(self.said(known, asked))
 
     def trained(
         self, cases: NDArray[np.int64], stem: str, name: str
@@ -268,8 +291,8 @@ class _Trainer:
                         left.unlink()
         return model, cases[held]
 
-    def said(self, model: FoldModel, cases: NDArray[np.int64]) -> Floats:
-        """Return the log odds of the event that a network gives to cases."""
+    def said(self, model: FoldModel, cases: NDArray[np.int64]) -> Tensor:
+        """Return what a network gives for cases, (number of them, outputs)."""
         settings = self.settings.training
         ids = [self.cohort.case_ids[i] for i in cases]
         logits = predict_volumes(
@@ -278,7 +301,11 @@ class _Trainer:
             tta=settings.tta_flips, batch_size=settings.batch_size, names=ids,
             device=next(model.network.parameters()).device,
         )  # fmt: skip
-        return _host(event_logit(logits[0], survival=settings.loss == "survival"))
+        return logits[0]
+
+    def event_logits(self, outputs: Tensor) -> Floats:
+        """Return the log odds of the event (n,)."""
+        return _host(event_logit(outputs, survival=self.settings.training.loss == "survival"))
 
     def _targets(self, cases: NDArray[np.int64]) -> NDArray[np.int64]:
         if self.settings.training.loss != "survival":

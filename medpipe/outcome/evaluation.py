@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from medpipe.errors import InputError, UsageError
 from medpipe.outcome.checklist import fill_checklist
 from medpipe.outcome.evaluation_groups import (
-    SurvivalPredictions,
     fold_rows,
+    share_of_events,
     site_rows,
     subgroup_rows,
-    survival_part,
 )
 from medpipe.outcome.evaluation_parts import (
     TOO_SMALL,
@@ -35,14 +34,15 @@ from medpipe.outcome.evaluation_parts import (
     too_small,
     treat_all,
 )
+from medpipe.outcome.evaluation_survival import survival_notes, survival_part
 from medpipe.outcome.interval import check_level
 from medpipe.outcome.metrics.ranking import delong_test
-from medpipe.outcome.metrics.shares import proportion
 from medpipe.outcome.metrics.threshold import confusion
 from medpipe.outcome.predictions import (
     LABELS,
     OperatingPoint,
     Predictions,
+    SurvivalPredictions,
     cross_fitted_thresholds,
 )
 
@@ -123,7 +123,7 @@ def evaluate(
         "n": n,
         "events": events,
         "patients": int(patients.max()) + 1,
-        "prevalence": proportion(events, n, events=events, level=level),
+        "prevalence": share_of_events(y, how),
         "primary": primary,
         "level": level,
         "resamples": {"n": resamples, "seed": seed, "unit": "patient", "method": "BCa"},
@@ -136,7 +136,7 @@ def evaluate(
         "folds": fold_rows(y, p.probability[primary], p.folds, chosen[primary], how, p.fold_names),
         "flow": _flow(flow, n, events),
         "survival": survival_part(survival, how) if survival else None,
-        "notes": _notes(p, y, repeated),
+        "notes": [*_notes(p, y, repeated), *survival_notes(survival, y)],
         "study": dict(study or {}),
     }
     out = plain(out)
@@ -269,7 +269,10 @@ def _notes(p: Predictions, y: NDArray[np.int64], repeated: bool) -> list[str]:
             "only cases of the same model."
         )
     if repeated:
-        out.append("Some patients have several cases: intervals and tests are by patient.")
+        out.append(
+            "Some patients have several cases: intervals and tests are by patient; only the "
+            "whiskers of calibration take cases as independent."
+        )
     return out
 
 

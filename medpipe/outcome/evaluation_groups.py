@@ -1,10 +1,8 @@
-"""The parts of an evaluation that are of groups of cases, of folds, and of times."""
+"""The parts of an evaluation that are of groups of cases and of folds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,96 +11,32 @@ from medpipe.outcome.evaluation_parts import (
     Floats,
     Ints,
     Resampling,
-    rounded,
     too_small,
     without_interval,
 )
-from medpipe.outcome.metrics import proper, survival
+from medpipe.outcome.interval import Interval
+from medpipe.outcome.metrics import proper
 from medpipe.outcome.metrics.shares import proportion
 
-__all__ = [
-    "SurvivalPredictions",
-    "fold_rows",
-    "site_rows",
-    "subgroup_rows",
-    "survival_part",
-]
+__all__ = ["fold_rows", "share_of_events", "site_rows", "subgroup_rows"]
 
 
-@dataclass(frozen=True, eq=False)
-class SurvivalPredictions:
-    """Out-of-fold predictions of the time to the event.
-
-    Parameters
-    ----------
-    event : array of int (n,)
-        1 where the event was seen, 0 where the case was censored.
-    time_days : array (n,)
-        To the event or to censoring.
-    survival : array (n, K)
-        Predicted probability of no event until each of `at_days`.
-    at_days : array (K,)
-        Rising.
-    groups : sequence (n,), optional
-        Patients; each case is one by default.
-    """
-
-    event: Ints
-    time_days: Floats
-    survival: Floats
-    at_days: Floats
-    groups: Sequence[Any] | None = None
-
-
-def survival_part(given: SurvivalPredictions, how: Resampling) -> dict[str, Any]:
-    """Return the figures of times to the event: concordance and Brier scores, by IPCW.
-
-    The concordance is of the risk, 1 minus the predicted survival at the last time, of events
-    before that time.
-    """
-    event, time = np.asarray(given.event, np.int64), np.asarray(given.time_days, float)
-    table, at = np.asarray(given.survival, float), np.asarray(given.at_days, float)
-    last = float(at[-1])
-    part = how.among(np.arange(len(event)) if given.groups is None else given.groups)
-    risk = 1 - table[:, -1]
-    seen = survival.kaplan_meier(event, time, how.level)
-    figures = {
-        "Concordance (Uno, IPCW)": part.interval(
-            event, (time, risk), partial(survival.concordance_ipcw, tau_days=last)
-        ),
-        f"AUROC at {last:g} days (IPCW)": part.interval(
-            event, (time, risk), partial(survival.auroc_at, at_days=last)
-        ),
-        f"Brier score at {last:g} days (IPCW)": part.interval(
-            event, (time, table[:, -1]), partial(survival.brier_ipcw, at_days=last)
-        ),
-    }
-    if at.size > 1:
-        figures[f"Integrated Brier score, {at[0]:g} to {last:g} days (IPCW)"] = part.interval(
-            event, (time, table), partial(survival.integrated_brier, at_days=at)
-        )
-    return {
-        "n": len(event),
-        "events": int(event.sum()),
-        "figures": figures,
-        "kaplan_meier": {
-            "x": rounded(seen.time_days),
-            "y": rounded(seen.survival),
-            "low": rounded(seen.low),
-            "high": rounded(seen.high),
-        },
-    }
+def share_of_events(outcome: Ints, how: Resampling) -> Interval:
+    """Return the share of events: Wilson's interval, or by patient where one has several cases."""
+    if how.repeated and not too_small(outcome):
+        return how.interval(outcome, outcome, _mean)
+    events = int(outcome.sum())
+    return proportion(events, outcome.size, events=events, level=how.level)
 
 
 def _row(label: str, outcome: Ints, probability: Floats, how: Resampling, kept: Any) -> dict:
     y, p, part = outcome[kept], probability[kept], how.of(kept)
-    events = int(y.sum())
-    observed = proportion(events, y.size, events=events, level=how.level)
+    observed = share_of_events(y, part)
     return {
         "label": label,
         "n": y.size,
         "patients": int(part.patients.max()) + 1,
-        "events": events,
+        "events": int(y.sum()),
         "too_small": too_small(y),
         "auroc": part.area(y, p),
         "brier": part.interval(y, p, proper.brier),

@@ -37,11 +37,13 @@ MIN_EVENTS = 5
 """A group with fewer cases, or fewer of either class, gets no interval."""
 TOO_SMALL = f"fewer than {MIN_CASES} cases, or {MIN_EVENTS} of a class: too small for an interval"
 
+WILSON = "no resample differs: interval of Wilson"
 BY_DEFINITION = "by definition"
 """The method of a figure that no data could change."""
 
 _THRESHOLDS = np.round(np.arange(0.01, 0.905, 0.01), 2)
 _BINS = 20
+_CASES_IN_BIN = 20
 _POINTS = 101
 
 Floats = NDArray[np.float64]
@@ -92,12 +94,14 @@ class Resampling:
         statistic: Callable[..., Any],
         *,
         stratified: bool = False,
+        small: bool | None = None,
     ) -> Interval:
         """Return a statistic with its interval; too small a group gets none.
 
-        What depends on how frequent the event is, is resampled without regard to it.
+        What depends on how frequent the event is, is resampled without regard to it. `small`
+        says that a group is, where the outcome alone does not.
         """
-        if too_small(outcome):
+        if too_small(outcome) if small is None else small:
             return _alone(outcome, columns, statistic, self.level)
         return bootstrap(
             outcome, columns, statistic, groups=self.patients, n=self.n, seed=self.seed,
@@ -182,7 +186,8 @@ def metrics_of(
         out[name] = how.interval(outcome, called, decision)
         same = out[name].low is not None and out[name].low == out[name].high
         if same and name in exact:  # no resample differs: that is no certainty
-            out[name] = exact[name]
+            cases = ", cases taken as independent" if how.repeated else ""
+            out[name] = replace(exact[name], note=exact[name].note or f"{WILSON}{cases}")
         elif same:
             method = "none" if np.ptp(called) else BY_DEFINITION
             out[name] = replace(out[name], low=None, high=None, method=method)
@@ -305,7 +310,8 @@ def _band(x: Any, low: Any, high: Any) -> dict[str, Any]:
 def _calibration(
     outcome: Ints, probability: Floats, before: Floats | None, how: Resampling
 ) -> dict[str, Any]:
-    bins = calibration.calibration_curve(outcome, probability, level=how.level)
+    count = min(10, max(2, outcome.size // _CASES_IN_BIN))
+    bins = calibration.calibration_curve(outcome, probability, count, how.level)
     small = bins.n < MIN_EVENTS
     rows = [
         {"mean": m, "observed": o, "low": None if s else low, "high": None if s else high,
@@ -333,6 +339,8 @@ def _recall_band(outcome: Ints, score: Floats, how: Resampling) -> tuple[Floats,
             if up[-1] > 0:
                 at = np.searchsorted(up / up[-1], rates - 1e-12)
                 found.append(up[at] / of[at])
+    if not found:
+        return rates[:0], rates[:0], rates[:0]
     low, high = np.quantile(found, [0.5 - how.level / 2, 0.5 + how.level / 2], axis=0)
     return rates, low, high
 

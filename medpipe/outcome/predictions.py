@@ -11,9 +11,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from medpipe.errors import InputError, UsageError
 from medpipe.outcome.metrics._arrays import binary, both_classes, probabilities
+from medpipe.outcome.metrics._censoring import times
 from medpipe.outcome.metrics.threshold import threshold_at
 
-__all__ = ["LABELS", "OperatingPoint", "Predictions", "cross_fitted_thresholds"]
+__all__ = [
+    "LABELS",
+    "OperatingPoint",
+    "Predictions",
+    "SurvivalPredictions",
+    "cross_fitted_thresholds",
+]
 
 LABELS = {
     "prevalence": "Prevalence alone",
@@ -130,6 +137,65 @@ class Predictions:
     def fold_count(self) -> int:
         """Return the number of folds."""
         return int(self.folds.max()) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class SurvivalPredictions:
+    """Out-of-fold predictions of the time to the event.
+
+    Parameters
+    ----------
+    event : array of int (n,)
+        1 where the event was seen, 0 where the case was censored.
+    time_days : array (n,)
+        To the event or to censoring.
+    survival : array (n, K)
+        Predicted probability of no event until each of `at_days`; it does not rise.
+    at_days : array (K,)
+        Rising, above 0; the last is the horizon.
+    groups : sequence (n,), optional
+        Patients; each case is one by default.
+    fold : array of int (n,), optional
+        The fold that tested each case, from 0: the reference of a case is then the
+        Kaplan-Meier curve of the other folds.
+
+    Raises
+    ------
+    InputError
+        If lengths differ, or an event, a time or a probability cannot be used.
+    """
+
+    event: NDArray[np.int64]
+    time_days: NDArray[np.float64]
+    survival: NDArray[np.float64]
+    at_days: NDArray[np.float64]
+    groups: Sequence[Any] | NDArray[Any] | None = None
+    fold: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        _, time = times(self.event, self.time_days)
+        at, table = np.asarray(self.at_days, float), np.asarray(self.survival, float)
+        if at.ndim != 1 or not at.size or not (np.diff(at, prepend=0.0) > 0).all():
+            raise InputError("times of predictions", expected="one or more above 0 that rise")
+        if table.shape != (time.size, at.size):
+            raise InputError(
+                "predicted shares are a table of cases and times",
+                expected=f"({time.size}, {at.size})",
+                got=f"{table.shape}",
+            )
+        probabilities(table.ravel(), None, "the predicted share without the event")
+        rises = int((np.diff(table, axis=1) > 1e-9).any(axis=1).sum())
+        if rises:
+            raise InputError(
+                "a predicted share without the event rises with time", got=f"in {rises} cases"
+            )
+        for name, values in (("groups", self.groups), ("fold", self.fold)):
+            if values is not None and len(values) != time.size:
+                raise InputError(
+                    f"{name} has another length than the events",
+                    expected=f"{time.size}",
+                    got=f"{len(values)}",
+                )
 
 
 def cross_fitted_thresholds(

@@ -308,7 +308,11 @@ class Isotonic(_Map):
         """Return both ends of the interval of the probabilities.
 
         Wilson's of the cases of each level, linear between knots. It holds the uncertainty
-        of this fit alone, not that of the log odds.
+        of this fit alone, not that of the log odds, and is no interval that keeps its
+        coverage: the fit chose the levels by the same outcomes, and where a step was put is
+        not part of it. At a step it is degenerate: a level of one case reaches from about 0
+        to 0.8 or from 0.2 to 1, and log odds between two levels get a mixture of both. Use
+        `Platt` where the interval is to be read.
         """
         x = _logits(logit)
         share, cases = np.array(self.probabilities), np.array(self.cases)

@@ -22,16 +22,22 @@ from medpipe.figures.outcome import (
 )
 from medpipe.figures.outcome_forest import ForestRow, flow_svg, forest_svg
 from medpipe.figures.outcome_frame import Facts
+from medpipe.report.outcome_survival import (
+    survival_counts,
+    survival_figures,
+    survival_sentences,
+    survival_table,
+)
 from medpipe.report.outcome_tables import (
     BY_DEFINITION,
     checklist_rows,
     fold_table,
     group_rows,
     metric_table,
+    percent_of,
     recalibration_table,
     short_interval,
     summary,
-    survival_table,
     test_rows,
     thresholds_text,
     tiles,
@@ -41,7 +47,7 @@ from medpipe.report.records import as_dict, as_dicts, number, numbers
 
 __all__ = ["evaluation_page"]
 
-_NO_INTERVAL = "no interval: fewer than 20 cases or 5 events"
+_NO_INTERVAL = "no interval: fewer than 20 cases, or 5 of a class"
 
 
 def evaluation_page(evaluation: Mapping[str, Any]) -> str:
@@ -73,9 +79,9 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
         demonstration=study.get("demonstration") is True,
         outcome_name=str(study.get("outcome_name") or "the event"),
         counts=_counts(evaluation),
-        level=_percent(evaluation),
+        level=percent_of(evaluation),
         tiles=tiles(evaluation),
-        summary=summary(evaluation),
+        summary=[*summary(evaluation), *survival_sentences(evaluation)],
         metrics=metric_table(evaluation),
         forest=_markup(_model_forest(evaluation)),
         tests=test_rows(evaluation),
@@ -95,6 +101,10 @@ def evaluation_page(evaluation: Mapping[str, Any]) -> str:
         flow=_markup(_flow(evaluation)),
         folds=fold_table(evaluation),
         survival=survival_table(evaluation),
+        survival_counts=survival_counts(evaluation),
+        survival_figures=[
+            {"name": name, "svg": _markup(svg)} for name, svg in survival_figures(evaluation)
+        ],
         notes=_texts(evaluation.get("notes")),
         findings=_texts(study.get("findings")),
         facts=_study_facts(study),
@@ -120,10 +130,6 @@ def _markup(svg: str) -> Any:
 def _counts(evaluation: Mapping[str, Any]) -> str:
     n, events = (int(number(evaluation.get(k)) or 0) for k in ("n", "events"))
     return f"n = {n}, {events} event{'s' if events != 1 else ''}"
-
-
-def _percent(evaluation: Mapping[str, Any]) -> str:
-    return f"{100 * (number(evaluation.get('level')) or 0.95):g} %"
 
 
 def _label(evaluation: Mapping[str, Any], name: str) -> str:
@@ -172,26 +178,26 @@ def _curves(evaluation: Mapping[str, Any], part: str, metric: str) -> list[Curve
 def _band(evaluation: Mapping[str, Any], curves: Sequence[Curve], what: str) -> str:
     if not curves or not len(curves[0].low):
         return _NO_INTERVAL
-    return f"{_percent(evaluation)} band of {curves[0].name}: bootstrap of patients; {what}"
+    level = percent_of(evaluation)
+    named = f"; below: {what} with its interval" if what else ""
+    return f"{level} band of {curves[0].name}: bootstrap of patients{named}"
 
 
 def _figures(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return name and picture of each figure that there is."""
     shown = _shown(evaluation)
     primary = shown[0] if shown else {}
-    everything = evaluation
     roc = _curves(evaluation, "roc", "auroc")
     recall = _curves(evaluation, "precision_recall", "average_precision")
     benefit = _curves(evaluation, "net_benefit", "")
     everyone = as_dict(evaluation.get("treat_all"))
     all_x, all_y = numbers(everyone.get("x")), numbers(everyone.get("y"))
-    percent = _percent(evaluation)
     made = [
         (
             "ROC curve",
             roc_svg(
                 roc,
-                _facts(everything, _band(evaluation, roc, f"area ({percent} interval)"), primary),
+                _facts(evaluation, _band(evaluation, roc, "AUROC"), primary),
                 point=_point(primary),
             ),
         ),
@@ -199,7 +205,7 @@ def _figures(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             "Precision and recall",
             precision_recall_svg(
                 recall,
-                _facts(everything, _band(evaluation, recall, "average precision"), primary),
+                _facts(evaluation, _band(evaluation, recall, "average precision"), primary),
             ),
         ),
         (f"Calibration, {primary.get('label', '')}", _calibration(evaluation, primary)),
@@ -209,7 +215,7 @@ def _figures(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             decision_svg(
                 benefit,
                 Curve("everyone", all_x, all_y) if len(all_x) == len(all_y) else Curve("", [], []),
-                _facts(everything, _band(evaluation, benefit, "net benefit"), primary),
+                _facts(evaluation, _band(evaluation, benefit, ""), primary),
             ),
         ),
     ]
@@ -248,7 +254,7 @@ def _calibration(evaluation: Mapping[str, Any], model: Mapping[str, Any]) -> str
     metrics = as_dict(model.get("metrics"))
     slope = short_interval(as_dict(metrics.get("calibration_slope")))
     intercept = short_interval(as_dict(metrics.get("calibration_intercept")))
-    interval = f"slope {slope}, intercept {intercept}; whiskers: {_percent(evaluation)}, Wilson"
+    interval = f"slope {slope}, intercept {intercept}; whiskers: {percent_of(evaluation)}, Wilson"
     edges, above, below = _histogram(model)
     return calibration_svg(
         bins, _facts(evaluation, interval, model), smooth=curves.get("smooth"),
@@ -280,7 +286,7 @@ def _model_forest(evaluation: Mapping[str, Any]) -> str:
                     _rank(evaluation, m))
         for m in as_dicts(evaluation.get("models"))
     ]  # fmt: skip
-    facts = _facts(evaluation, f"{_percent(evaluation)} intervals, DeLong", evaluation)
+    facts = _facts(evaluation, f"{percent_of(evaluation)} intervals, DeLong", evaluation)
     return forest_svg(rows, facts, title="AUROC of the models", x_label="AUROC", reference=0.5)
 
 
@@ -292,7 +298,7 @@ def _test_forest(evaluation: Mapping[str, Any]) -> str:
         # the names of the models stay whole: a line breaks at the minus
         label = " − ".join(name.replace(" ", "\u00a0") for name in names)
         rows.append(_forest_row(label, figure, test, 0))
-    facts = _facts(evaluation, f"{_percent(evaluation)} intervals, DeLong, paired", evaluation)
+    facts = _facts(evaluation, f"{percent_of(evaluation)} intervals, DeLong, paired", evaluation)
     title = "Differences of AUROC"
     return forest_svg(rows, facts, title=title, x_label="difference of AUROC", reference=0.0)
 
@@ -300,7 +306,7 @@ def _test_forest(evaluation: Mapping[str, Any]) -> str:
 def _group_forest(evaluation: Mapping[str, Any], rows: list[dict[str, Any]], name: str) -> str:
     made = [_forest_row(str(r.get("label")), as_dict(r.get("auroc")), r, 0) for r in rows[:24]]
     label = _label(evaluation, str(evaluation.get("primary")))
-    facts = _facts(evaluation, f"{label}, {_percent(evaluation)} intervals, DeLong", evaluation)
+    facts = _facts(evaluation, f"{label}, {percent_of(evaluation)} intervals, DeLong", evaluation)
     title = f"AUROC by {name.lower().removesuffix('s')}"
     return forest_svg(made, facts, title=title, x_label="AUROC", reference=0.5)
 

@@ -10,16 +10,17 @@ from medpipe.report.records import as_dict, as_dicts, number, numbers
 __all__ = [
     "BY_DEFINITION",
     "METRICS",
+    "NONE",
     "checklist_rows",
     "fold_table",
     "group_rows",
     "interval_text",
     "metric_table",
     "p_text",
+    "percent_of",
     "recalibration_table",
     "short_interval",
     "summary",
-    "survival_table",
     "test_rows",
     "thresholds_text",
     "tiles",
@@ -49,6 +50,7 @@ METRICS = (
 _DIGITS = {"brier": 3, "scaled_brier": 3, "log_loss": 3, "expected_calibration_error": 3}
 _STATES = {"filled": "filled", "partly": "partly", "open": "open"}
 NONE = "–"
+"""What stands for a figure that there is not."""
 BY_DEFINITION = "by definition"
 """The method of a figure that no data could change."""
 
@@ -86,6 +88,11 @@ def p_text(value: Any) -> str:
     if p is None:
         return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def percent_of(evaluation: Mapping[str, Any]) -> str:
+    """Return the level of the intervals: ``"95 %"``."""
+    return f"{100 * (number(evaluation.get('level')) or 0.95):g} %"
 
 
 def metric_table(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,8 +136,10 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     if None not in percent:
         value, low, high = (100 * p for p in percent if p is not None)
         between = f"{value:.1f} % ({low:.1f} to {high:.1f})"
+    patients = number(evaluation.get("patients"))
+    whose = "" if patients in (None, n) else f"of {patients:g} patients"
     out = [
-        {"name": f"Cases{mark}", "value": f"{n:,}", "below": ""},
+        {"name": f"Cases{mark}", "value": f"{n:,}", "below": whose},
         {"name": f"Events{mark}", "value": f"{events:,}", "below": between},
     ]
     primary = evaluation.get("primary")
@@ -145,6 +154,10 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
         if figure:
             text = interval_text(figure)
             out.append({"name": f"{name}{mark}", "value": text["value"], "below": text["between"]})
+    figures = as_dict(as_dict(evaluation.get("survival")).get("figures"))
+    for name, figure in list(figures.items())[:1]:
+        text = interval_text(as_dict(figure))
+        out.append({"name": f"{name}{mark}", "value": text["value"], "below": text["between"]})
     return out
 
 
@@ -168,13 +181,19 @@ def summary(evaluation: Mapping[str, Any]) -> list[str]:
     low, high = number(slope.get("low")), number(slope.get("high"))
     if low is not None and high is not None:
         label = _label(evaluation, evaluation.get("primary"))
-        verdict = (
-            "no sign that probabilities are too extreme or too moderate" if low <= 1 <= high
-            else "the probabilities are too extreme" if high < 1
-            else "the probabilities are too moderate"
-        )  # fmt: skip
-        out.append(f"{label}: calibration slope {short_interval(slope)}, {verdict}.")
+        out.append(f"{label}: calibration slope {short_interval(slope)}, {_spread(low, high)}.")
     return out
+
+
+def _spread(low: float, high: float) -> str:
+    """Return what the interval of a calibration slope says of the spread of probabilities."""
+    if high < 1:
+        return "the probabilities are too extreme"
+    if low > 1:
+        return "the probabilities are too moderate"
+    if high - low > 1:
+        return "too few cases to tell whether the probabilities are too extreme or too moderate"
+    return "no sign that probabilities are too extreme or too moderate"
 
 
 def _test_sentence(evaluation: Mapping[str, Any], test: Mapping[str, Any]) -> list[str]:
@@ -184,7 +203,10 @@ def _test_sentence(evaluation: Mapping[str, Any], test: Mapping[str, Any]) -> li
         return []
     a, b = (_label(evaluation, test.get(k)) for k in ("a", "b"))
     figure = interval_text({**test, "value": difference})
-    found = f"difference of AUROC {figure['value']} ({figure['between']}), p {_equal(p)}"
+    found = (
+        f"difference of AUROC {figure['value']} ({figure['between']}), p {_equal(p)} after "
+        "Holm's correction"
+    )
     if p >= 0.05:
         return [f"{a} against {b}: {found}; no difference is shown."]
     better, worse = (a, b) if difference > 0 else (b, a)
@@ -274,16 +296,6 @@ def fold_table(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "site": str(row.get("site") or ""),
             }
         )
-    return out
-
-
-def survival_table(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return name, figure and note of what is known of times to the event."""
-    survival = as_dict(evaluation.get("survival"))
-    out = []
-    for key, figure in as_dict(survival.get("figures")).items():
-        figure = as_dict(figure)
-        out.append((str(key), short_interval(figure, 3), str(figure.get("note") or "")))
     return out
 
 

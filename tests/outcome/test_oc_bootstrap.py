@@ -207,7 +207,37 @@ def test_one_patient_of_a_class_gives_percentiles_and_says_so():
     y, score = np.r_[1, np.zeros(10)], np.arange(11.0) % 4
     figure = bootstrap(y, score, m.auroc, n=100)
     assert figure.method == "bootstrap percentile, 100 case resamples"
+    assert figure.note == "BCa is not determined: percentiles of the resamples"
     assert figure.low < figure.high
+    asked = bootstrap(y, score, m.auroc, n=100, method="percentile")
+    assert (asked.low, asked.high, asked.note) == (figure.low, figure.high, "")
+
+
+def test_a_value_outside_all_resamples_gives_percentiles_and_says_so():
+    y, score = cohort(40)
+
+    def farthest(y, s, weights=None):
+        """0 for the whole cohort, the largest of the cases drawn elsewhere."""
+        if weights is None:
+            return 0.0
+        return np.where(weights > 0, s, -np.inf).max(axis=1)
+
+    figure = bootstrap(y, score, farthest, n=60)
+    assert figure.method.startswith("bootstrap percentile")
+    assert figure.note == "BCa is not determined: percentiles of the resamples"
+    drawn = farthest(y, score, m.resample_weights(y, n=60))
+    assert (figure.low, figure.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+
+
+def test_one_resample_that_determines_it_is_no_interval():
+    y, score = np.r_[1, np.zeros(11)], np.arange(12.0) % 5
+    has_event = [
+        (m.resample_weights(y, n=2, seed=seed, stratified=False) @ y > 0).sum()
+        for seed in range(40)
+    ]
+    figure = bootstrap(y, score, m.auroc, n=2, seed=has_event.index(1), stratified=False)
+    assert (figure.low, figure.high, figure.se) == (None, None, None)
+    assert figure.note == "1 of 2 resamples do not determine it"
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,11 @@ def evaluation(simulated: bool = True) -> dict[str, Any]:
         simulated=simulated,
     )
     times = SurvivalPredictions(
-        y, rng.exponential(50, n), np.stack([1 - ct / 2, 1 - ct], 1), np.array([30.0, 90.0])
+        y,
+        rng.exponential(50, n),
+        np.stack([1 - ct / 2, 1 - ct], 1),
+        np.array([30.0, 90.0]),
+        fold=fold,
     )
     flow = {"read": n + 3, "refused": {"no whole head": 2, "MR given as CT": 1}}
     return evaluate(predictions, resamples=40, flow=flow, study=STUDY, survival=times)
@@ -84,7 +88,7 @@ def test_figures_stand_with_n_events_and_interval(record: dict[str, Any], page: 
     for svg in re.findall(r'<svg class="chart outcome".*?</svg>', page.source, re.S):
         assert re.search(r"<title>[^<]*n = \d+, \d+ events?", svg)
         assert "simulated data" in svg
-    assert len(re.findall(r'<svg class="chart outcome', page.source)) == 10
+    assert len(re.findall(r'<svg class="chart outcome', page.source)) == 13
 
 
 def test_every_section_is_there(page: Page) -> None:
@@ -110,6 +114,64 @@ def test_simulated_and_demonstration_are_said_wherever_figures_stand(page: Page)
         assert "simulated" in part, title
     assert re.findall(r"<dt>([^<]*)</dt>", page.source)
     assert all("simulated" in name for name in re.findall(r"<dt>([^<]*)</dt>", page.source))
+
+
+def test_times_to_the_event_have_figures_curves_and_numbers_at_risk(
+    record: dict[str, Any], page: Page
+) -> None:
+    part = record["survival"]
+    section = re.split(r"<section>", page.source)
+    (section,) = [s for s in section if "<h2>Time to the event</h2>" in s]
+    plain = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    early, lost = part["events_by_horizon"], part["censored_before_horizon"]
+    assert f"n = 150, {early} events by 90 days, {lost} observed for less" in plain
+    for name, figure in part["figures"].items():
+        value, low, high = (f"{figure[k]:.3f}".replace("-", "−") for k in ("value", "low", "high"))
+        assert f"{name} {value} {low} to {high}" in plain, name
+    assert "log-rank: p" in plain
+    for row in part["groups"]["rows"]:
+        text = f"{row['label'].split()[0]} {' '.join(map(str, row['at_risk']))}"
+        assert text in plain
+        assert f"{row['label']}: n {row['n']}, {row['events']} event" in plain
+    assert section.count("<figure") == 3
+    assert section.count("simulated data") >= 4
+    sentence = next(s for s in re.findall(r"<li>([^<]*)", page.source) if "Time to the event" in s)
+    assert f"150 simulated cases, {early} events" in sentence
+    assert "Concordance (Uno, IPCW), simulated" in page.text
+
+
+def test_a_damaged_part_of_times_is_left_out(record: dict[str, Any]) -> None:
+    part = record["survival"]
+    for key in part:
+        for broken in (None, [None], {"a": [1]}, "text"):
+            changed = record | {"survival": part | {key: broken}}
+            assert "Models compared" in evaluation_page(changed), (key, broken)
+    for text in HOSTILE:
+        changed = json.loads(json.dumps(record))
+        changed["survival"]["groups"]["rows"][0]["label"] = text
+        changed["survival"]["groups"]["test"]["method"] = text
+        changed["survival"]["figures"][text] = changed["survival"]["figures"].pop(
+            "Concordance (Uno, IPCW)"
+        )
+        changed["survival"]["reference"] = text
+        source = evaluation_page(changed)
+        assert len(re.findall("<script", source)) == len(
+            re.findall("<script", evaluation_page(record))
+        )
+
+
+def test_a_slope_that_tells_nothing_is_not_called_right(record: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(record))
+    ct = next(m for m in changed["models"] if m["name"] == "ct")
+    said = {}
+    for low, high in ((0.9, 1.1), (-0.3, 1.4), (0.2, 0.8), (1.2, 1.9)):
+        ct["metrics"]["calibration_slope"] |= {"value": (low + high) / 2, "low": low, "high": high}
+        said[low] = evaluation_page(changed)
+    assert "no sign that probabilities are too extreme" in said[0.9]
+    assert "too few cases to tell whether" in said[-0.3]
+    assert "no sign that" not in said[-0.3]
+    assert "the probabilities are too extreme" in said[0.2]
+    assert "the probabilities are too moderate" in said[1.2]
 
 
 def test_real_data_are_not_called_simulated() -> None:

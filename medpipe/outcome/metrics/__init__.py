@@ -55,6 +55,14 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "concordance_ipcw",
         "integrated_brier",
         "kaplan_meier",
+        "scaled_integrated_brier",
+        "survival_at",
+    ),
+    "survival_calibration": (
+        "LogRank",
+        "calibration_slope_at",
+        "logrank",
+        "observed_over_expected",
     ),
     "bootstrap": ("resample_weights", "weight_blocks"),
 }

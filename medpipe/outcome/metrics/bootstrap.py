@@ -18,6 +18,7 @@ __all__ = ["bootstrap", "resample_weights", "weight_blocks"]
 
 BLOCK = 2_000_000
 """Weights held at once: 16 MB, and as much for each step of a statistic."""
+PERCENTILE = "BCa is not determined: percentiles of the resamples"
 
 Statistic = Callable[..., Any]
 
@@ -127,7 +128,9 @@ def bootstrap(
         Resamples and their seed.
     method : {"bca", "percentile"}
         BCa corrects bias and skewness; the acceleration is from leaving out each patient.
-        Where it is not determined the interval is the percentile one, and `method` says so.
+        Where it is not determined (all resamples on one side of the value, no spread when
+        patients are left out, or one that leaves no value) the interval is the percentile
+        one; `method` and `note` say so.
     stratified : bool
         Whether to keep the numbers of patients with the event and without.
     level : float
@@ -136,7 +139,8 @@ def bootstrap(
     Returns
     -------
     Interval
-        Without a value, and with a note, where the statistic of all cases is not determined.
+        Without a value, and with a note, where the statistic of all cases is not determined;
+        without ends where less than half of the resamples, or than two, determine it.
 
     Raises
     ------
@@ -172,7 +176,7 @@ def bootstrap(
     every = np.concatenate([evaluate(rows) for rows in blocks])
     kept = every[np.isfinite(every)]
     note = "" if kept.size == n else f"{n - kept.size} of {n} resamples do not determine it"
-    if 2 * kept.size < n:
+    if 2 * kept.size < n or kept.size < 2:
         return without(value, note)
     quantiles = None
     if method == "bca" and kept.min() < kept.max():
@@ -183,6 +187,8 @@ def bootstrap(
     low, high = (float(q) for q in np.quantile(kept, ends))
     if low == high:
         note = "; ".join(filter(None, [note, "all resamples have the same value"]))
+    elif quantiles is None and method == "bca":
+        note = "; ".join(filter(None, [note, PERCENTILE]))
     name = f"bootstrap {kind}, {n} {'case' if groups is None else 'patient'} resamples"
     se = float(kept.std(ddof=1))
     return Interval(value, low, high, y.size, events, name, level, se, note)

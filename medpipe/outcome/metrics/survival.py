@@ -23,13 +23,13 @@ from medpipe.outcome.interval import check_level
 from medpipe.outcome.metrics._arrays import (
     FloatOrRows,
     Floats,
-    binary,
     column,
     finish,
     probabilities,
     ratio,
     weight_rows,
 )
+from medpipe.outcome.metrics._censoring import survival_rows, times, uncensored
 from medpipe.outcome.metrics.ranking import auroc
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "concordance_ipcw",
     "integrated_brier",
     "kaplan_meier",
+    "scaled_integrated_brier",
+    "survival_at",
 ]
 
 
@@ -90,11 +92,11 @@ def kaplan_meier(event: ArrayLike, time_days: ArrayLike, level: float = 0.95) ->
     Kaplan and Meier 1958, doi:10.1080/01621459.1958.10501452.
     """
     z = float(special.ndtri(0.5 + check_level(level) / 2))
-    seen, time = _times(event, time_days)
-    times = np.unique(time[seen == 1])
-    at_risk = time.size - np.searchsorted(np.sort(time), times).astype(np.float64)
+    seen, time = times(event, time_days)
+    moments = np.unique(time[seen == 1])
+    at_risk = time.size - np.searchsorted(np.sort(time), moments).astype(np.float64)
     dead = np.sort(time[seen == 1])
-    count = np.searchsorted(dead, times, side="right") - np.searchsorted(dead, times)
+    count = np.searchsorted(dead, moments, side="right") - np.searchsorted(dead, moments)
     events = count.astype(np.float64)
     survival: Floats = np.asarray(np.cumprod(1 - events / at_risk), np.float64)
     last = survival <= 0
@@ -105,7 +107,7 @@ def kaplan_meier(event: ArrayLike, time_days: ArrayLike, level: float = 0.95) ->
     low, high = inside ** np.exp(half), inside ** np.exp(-half)
     if last.any():
         low[-1], high[-1] = 0.0, high[-2] if high.size > 1 else 1.0
-    return KaplanMeier(times, at_risk, events, survival, low, high, time.size)
+    return KaplanMeier(moments, at_risk, events, survival, low, high, time.size)
 
 
 def concordance_ipcw(
@@ -141,14 +143,14 @@ def concordance_ipcw(
     ----------
     Uno et al. 2011, doi:10.1002/sim.4154.
     """
-    seen, time = _times(event, time_days)
+    seen, time = times(event, time_days)
     score = column(risk, time.size, "the risk")
     rows, single = weight_rows(weights, time.size)
     first = (seen == 1) & (time < (np.inf if tau_days is None else tau_days))
     later = (time[first, None] < time).astype(np.float64)
     gap = score[first, None] - score
     right = later * ((gap > 0) + 0.5 * (gap == 0))
-    before, _ = _uncensored(seen, time, rows)
+    before, _ = uncensored(seen, time, rows)
     weight = ratio(rows[:, first], before[:, first] ** 2)
     # a case without weight in a resample may lie where all of it is censored
     weight = np.where(rows[:, first] > 0, weight, 0.0)
@@ -186,9 +188,9 @@ def auroc_at(
     ----------
     Uno et al. 2007, doi:10.1198/016214507000000149.
     """
-    seen, time = _times(event, time_days)
+    seen, time = times(event, time_days)
     rows, single = weight_rows(weights, time.size)
-    before, _ = _uncensored(seen, time, rows)
+    before, _ = uncensored(seen, time, rows)
     early, late = (seen == 1) & (time <= at_days), time > at_days
     each = np.where(early & (rows > 0), ratio(rows, before), 0.0) + rows * late
     value = auroc(early.astype(np.float64), risk, each)
@@ -224,7 +226,7 @@ def brier_ipcw(
     Graf et al. 1999,
     doi:10.1002/(SICI)1097-0258(19990915/30)18:17/18<2529::AID-SIM274>3.0.CO;2-5.
     """
-    seen, time = _times(event, time_days)
+    seen, time = times(event, time_days)
     predicted = probabilities(survival, time.size, "the predicted share without the event")
     rows, single = weight_rows(weights, time.size)
     value = _brier_rows(seen, time, predicted[:, None], rows, np.array([float(at_days)]))
@@ -257,52 +259,109 @@ def integrated_brier(
     UsageError
         If the times do not rise.
     """
-    seen, time = _times(event, time_days)
+    seen, time = times(event, time_days)
+    at = _rising(at_days)
+    table = _table(survival, time.size, at)
+    rows, single = weight_rows(weights, time.size)
+    return finish(_integrated(seen, time, table, rows, at), single, "all weights are 0")
+
+
+def scaled_integrated_brier(
+    event: ArrayLike,
+    time_days: ArrayLike,
+    survival: ArrayLike,
+    reference: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    at_days: ArrayLike,
+) -> FloatOrRows:
+    """Return 1 minus the integrated Brier score over that of a reference.
+
+    0 is no better than the reference, 1 is perfect; below 0 is worse. With Kaplan-Meier's
+    curve for everyone as the reference it is the index of prediction accuracy.
+
+    Parameters
+    ----------
+    event, time_days, weights
+        As in `concordance_ipcw`.
+    survival, reference : array (n, K)
+        Predicted probability of no event until each time, and that of the reference.
+    at_days : array (K,)
+        At least two rising times.
+
+    Raises
+    ------
+    InputError, UsageError
+        As `integrated_brier`.
+
+    References
+    ----------
+    Kattan and Gerds 2018, doi:10.1186/s41512-018-0029-2.
+    """
+    seen, time = times(event, time_days)
+    at = _rising(at_days)
+    ours, other = _table(survival, time.size, at), _table(reference, time.size, at)
+    rows, single = weight_rows(weights, time.size)
+    above = _integrated(seen, time, ours, rows, at)
+    value = 1 - ratio(above, _integrated(seen, time, other, rows, at))
+    return finish(value, single, "the reference makes no error")
+
+
+def survival_at(
+    event: ArrayLike,
+    time_days: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    at_days: float,
+) -> FloatOrRows:
+    """Return the Kaplan-Meier share without the event at a time.
+
+    Parameters
+    ----------
+    event, time_days, weights
+        As in `concordance_ipcw`.
+    at_days : float
+        The time.
+
+    Raises
+    ------
+    InputError
+        If the arrays cannot be used.
+    """
+    seen, time = times(event, time_days)
+    rows, single = weight_rows(weights, time.size)
+    value = survival_rows(seen, time, rows, np.array([float(at_days)]))
+    return finish(value[:, 0], single, "all weights are 0")
+
+
+def _rising(at_days: ArrayLike) -> Floats:
     at = np.atleast_1d(np.asarray(at_days, np.float64))
     if at.size < 2 or not (np.diff(at) > 0).all():
         raise UsageError("times to integrate over", expected="two or more that rise")
+    return at
+
+
+def _table(survival: ArrayLike, n: int, at: Floats) -> Floats:
+    """Return predicted shares (n, K)."""
     table = np.asarray(survival, np.float64)
-    if table.shape != (time.size, at.size):
+    if table.shape != (n, at.size):
         raise InputError(
             "predicted shares are a table of cases and times",
-            expected=f"({time.size}, {at.size})",
+            expected=f"({n}, {at.size})",
             got=f"{table.shape}",
         )
     probabilities(table.ravel(), None, "the predicted share without the event")
-    rows, single = weight_rows(weights, time.size)
-    value = np.trapezoid(_brier_rows(seen, time, table, rows, at), at, axis=1)
-    return finish(value / (at[-1] - at[0]), single, "all weights are 0")
+    return table
 
 
-def _times(event: ArrayLike, time_days: ArrayLike) -> tuple[Floats, Floats]:
-    seen = binary(event, "the event")
-    time = column(time_days, seen.size, "the time")
-    if time.min() < 0:
-        raise InputError("times are negative", got=f"{int((time < 0).sum())} of them")
-    return seen, time
-
-
-def _uncensored(seen: Floats, time: Floats, rows: Floats) -> tuple[Floats, Floats]:
-    """Return the shares (R, n) that are not censored before and until the time of each case."""
-    order = np.argsort(time, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(time[order]) > 0])
-    ordered = rows[:, order]
-    everyone = np.add.reduceat(ordered, starts, axis=1)
-    censored = np.add.reduceat(ordered * (1 - seen[order]), starts, axis=1)
-    later = everyone.sum(axis=1, keepdims=True) - everyone.cumsum(axis=1)
-    # events come first: who may be censored is who remains after them
-    at_risk = later + censored
-    factor = 1 - np.divide(censored, at_risk, out=np.zeros_like(later), where=censored > 0)
-    until = factor.cumprod(axis=1)
-    before = np.concatenate([np.ones((len(rows), 1)), until[:, :-1]], axis=1)
-    which = np.empty(time.size, np.int64)
-    which[order] = np.searchsorted(starts, np.arange(time.size), side="right") - 1
-    return before[:, which], until[:, which]
+def _integrated(seen: Floats, time: Floats, table: Floats, rows: Floats, at: Floats) -> Floats:
+    area = np.trapezoid(_brier_rows(seen, time, table, rows, at), at, axis=1)
+    return area / (at[-1] - at[0])
 
 
 def _brier_rows(seen: Floats, time: Floats, table: Floats, rows: Floats, at: Floats) -> Floats:
     """Return the score (R, K) of shares (n, K) at times (K,)."""
-    before, until = _uncensored(seen, time, rows)
+    before, until = uncensored(seen, time, rows)
     weight = np.where(rows > 0, ratio(rows, before), 0.0) * seen
     total = rows.sum(axis=1)
     found = np.empty((len(rows), at.size))
