@@ -78,6 +78,8 @@ STEPS: MappingProxyType[str, str] = MappingProxyType(
         "relaxation_map": "medpipe.qmri.transforms.maps:RelaxationMapd",
         "quality_map": "medpipe.qmri.transforms.maps:QualityMapd",
         "relaxation_table": "medpipe.qmri.transforms.table:RelaxationTabled",
+        "tokenize": "medpipe.synthesis.transforms.tokens:Tokenized",
+        "detokenize": "medpipe.synthesis.transforms.tokens:Detokenized",
         "ct_check": "medpipe.outcome.transforms.prepare:CtCheckd",
         "head_frame": "medpipe.outcome.transforms.prepare:HeadFramed",
         "head_grid": "medpipe.outcome.transforms.prepare:HeadGridd",
