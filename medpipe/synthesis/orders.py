@@ -176,7 +176,8 @@ def _through_parts(size: tuple[int, ...], end: _Corner, cut: tuple[int, ...]) ->
     placed = []
     for part, entry, leave in legs:
         cells, box = _joined(extent(part), entry, leave), np.array(extent(part))
-        placed.append(np.where(entry, box - 1 - cells, cells) + np.array(part) * np.array(cut))
+        if cells is not None:
+            placed.append(np.where(entry, box - 1 - cells, cells) + np.array(part) * cut)
     return np.concatenate(placed)
 
 
