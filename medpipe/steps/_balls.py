@@ -28,32 +28,52 @@ def _reach(radius_mm: float, spacing: Spacing) -> list[int]:
 
 def _box(mask: torch.Tensor) -> list[tuple[int, int]] | None:
     """Return the bounding box of a mask as ranges per axis, or None if it is empty."""
+    # the greatest byte along the first axes is found many times faster than `any`
+    seen = mask.view(torch.uint8)
+    across = seen.amax(0)
     box = []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        hit = torch.nonzero(mask.any(others[1]).any(others[0])).flatten()
+    for hits in (seen.amax(1).amax(1), across.amax(1), across.amax(0)):
+        hit = torch.nonzero(hits).flatten()
         if hit.numel() == 0:
             return None
         box.append((int(hit[0]), int(hit[-1]) + 1))
     return box
 
 
+def _squares(
+    radius_mm: float, spacing: Spacing, reach: list[int]
+) -> tuple[list[list[float]], float, torch.dtype]:
+    """Return squared distances by axis and shift, the greatest that is within, and a dtype.
+
+    On a grid with one spacing they are whole numbers of voxels, and small: in bytes the
+    passes move a quarter of what they move in floats.
+    """
+    if max(spacing) - min(spacing) < TIE / 100 * min(spacing):
+        limit = int((radius_mm * (1 + TIE) / spacing[0]) ** 2)
+        # a value just beyond the limit stands for infinity; a square may still be added to it
+        if 2 * limit + 1 <= torch.iinfo(torch.uint8).max:
+            return [[s * s for s in range(r + 1)] for r in reach], limit, torch.uint8
+    costs = [[(s * x) ** 2 for s in range(r + 1)] for r, x in zip(reach, spacing, strict=True)]
+    return costs, (radius_mm * (1 + TIE)) ** 2, torch.float32
+
+
 def _near(mask: torch.Tensor, radius_mm: float, spacing: Spacing) -> torch.Tensor:
     """Return where a voxel of `mask` (I, J, K) lies within the radius."""
     reach = _reach(radius_mm, spacing)
-    limit = (radius_mm * (1 + TIE)) ** 2
-    d = torch.full(mask.shape, float("inf"), device=mask.device).masked_fill_(mask, 0.0)
+    costs, limit, dtype = _squares(radius_mm, spacing, reach)
+    far = limit + 1 if dtype == torch.uint8 else float("inf")
+    d = torch.full(mask.shape, far, dtype=dtype, device=mask.device).masked_fill_(mask, 0)
     # the coarsest axis last: its passes are the fewest and see the whole volume anyway
     for axis in range(3):
         if reach[axis] == 0 or mask.shape[axis] == 1:
             continue
         out = d.clone()
         for shift in range(1, min(reach[axis], mask.shape[axis] - 1) + 1):
-            cost = (shift * spacing[axis]) ** 2
             length = mask.shape[axis] - shift
+            moved = d + costs[axis][shift]
             low, high = out.narrow(axis, 0, length), out.narrow(axis, shift, length)
-            torch.minimum(low, d.narrow(axis, shift, length) + cost, out=low)
-            torch.minimum(high, d.narrow(axis, 0, length) + cost, out=high)
+            torch.minimum(low, moved.narrow(axis, shift, length), out=low)
+            torch.minimum(high, moved.narrow(axis, 0, length), out=high)
         d = out
     return d <= limit
 

@@ -1,9 +1,9 @@
 """Connected components and holes.
 
 This is the one place of the mask steps that works on the host: labelling of
-components is done by scipy, because torch has none and an iterative one needs
-as many passes as the longest path through a component has voxels. What crosses
-is one byte per voxel.
+components is done by scipy, because torch has none. What crosses is one byte
+per voxel. Masks on a GPU stay there if they are small enough and voxels touch
+by faces alone (`medpipe.steps._floods`); the result is the same.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from medpipe.steps import _floods
 
 __all__ = ["fill_holes", "keep_largest", "label_components", "touching"]
 
@@ -39,6 +41,10 @@ def keep_largest(mask: torch.Tensor, connectivity: int = 1, n: int = 1) -> torch
     -----
     Of components of equal size the first in the order of the voxels is kept.
     """
+    if connectivity == 1 and _floods.suits(mask):
+        swept = _floods.largest_components(mask, n)
+        if swept is not None:
+            return swept
     labels, count = label_components(mask, connectivity)
     if count <= n:
         return mask.clone()
@@ -58,6 +64,10 @@ def fill_holes(mask: torch.Tensor, axis: int | None = None) -> torch.Tensor:
         Fill slice by slice across this axis, so that a hole that is open
         towards the first or last slice is filled as well.
     """
+    if _floods.suits(mask):
+        swept = _floods.holes_filled(mask, axis)
+        if swept is not None:
+            return swept
     background = ~_host(mask)
     structure = ndimage.generate_binary_structure(3, 1)
     if axis is not None:
@@ -77,6 +87,10 @@ def fill_holes(mask: torch.Tensor, axis: int | None = None) -> torch.Tensor:
 
 def touching(mask: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     """Return the components (by faces) of a bool mask (I, J, K) that `seed` overlaps."""
+    if _floods.suits(mask):
+        swept = _floods.flood(mask, seed, range(3))
+        if swept is not None:
+            return swept
     labels, count = label_components(mask, 1)
     hit = np.zeros(count + 1, bool)
     hit[np.unique(labels[_host(seed)])] = True

@@ -29,6 +29,7 @@ __all__ = ["sample_at", "sample_grid"]
 
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 SLAB_VOXELS = 4_000_000
+NO_BLUR = 0.13  # voxels; the neighbours would weigh less than 1e-12
 EDGE_TOL = 1e-3  # voxels; keeps rounding from turning an edge voxel into fill
 
 
@@ -186,12 +187,20 @@ def _smooth(data: torch.Tensor, sigma: NDArray[np.float64]) -> torch.Tensor:
     """Return `data` smoothed by `sigma` voxels per axis, edges repeated."""
     for axis, s in enumerate(sigma):
         size = data.shape[axis + 1]
-        if s > 0 and size > 1:
-            g = _gaussian(s)
-            offsets = np.arange(len(g)) - len(g) // 2
-            index = np.clip(np.arange(size)[:, None] + offsets, 0, size - 1)
-            data = _apply_taps(data, axis + 1, index, np.broadcast_to(g, index.shape))
+        if s > NO_BLUR and size > 1:
+            data = _convolved(data, axis + 1, _gaussian(s))
     return data
+
+
+def _convolved(data: torch.Tensor, axis: int, weights: NDArray[np.float64]) -> torch.Tensor:
+    """Return the weighted sums of an odd number of neighbours along `axis`, edges repeated."""
+    size, radius = data.shape[axis], len(weights) // 2
+    ends = [data.narrow(axis, n, 1).repeat_interleave(radius, axis) for n in (0, size - 1)]
+    wide = torch.cat([ends[0], data, ends[1]], axis)
+    out = wide.narrow(axis, 0, size) * float(weights[0])
+    for shift, weight in enumerate(weights[1:].tolist(), 1):
+        out += wide.narrow(axis, shift, size) * weight
+    return out
 
 
 def _slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
