@@ -52,6 +52,7 @@ MAX_CUT_CM2 = 20.0
 MIRROR_MM = 4.0
 MIRROR_SHAPE = (56, 64, 36)
 BATCH = 64
+LATTICE_EVERY = 3
 
 Points = torch.Tensor
 Array = NDArray[np.float64]
@@ -268,17 +269,16 @@ def _mirror_plane(copy: torch.Tensor) -> tuple[float, float, float, float]:
     coarse = functional.avg_pool3d(copy, 2)
     turns = np.arange(-48.0, 49.0, 8.0)
     planes = np.array(list(product(turns, turns[3:-3], np.arange(-16.0, 17.0, 8.0))))
-    best = planes[int(np.argmax(_symmetry(coarse, planes, 2 * MIRROR_MM)))]
+    # which of planes 8 degrees apart is best shows in a part of the voxels
+    lattice = _Symmetry(coarse, 2 * MIRROR_MM, every=LATTICE_EVERY)
+    best = planes[int(np.argmax(lattice.of(planes)))]
     steps = np.array(list(product((-1.0, 0.0, 1.0), repeat=3)))
     middle = len(steps) // 2
     scores = np.zeros(len(steps))
-    for level, level_mm, step in (
-        (coarse, 2 * MIRROR_MM, 4.0),
-        (coarse, 2 * MIRROR_MM, 2.0),
-        (copy, MIRROR_MM, 1.0),
-    ):
+    on_8_mm, on_4_mm = _Symmetry(coarse, 2 * MIRROR_MM), _Symmetry(copy, MIRROR_MM)
+    for level, step in ((on_8_mm, 4.0), (on_8_mm, 2.0), (on_4_mm, 1.0)):
         for _ in range(6):
-            scores = _symmetry(level, best + step * steps, level_mm)
+            scores = level.of(best + step * steps)
             at = int(np.argmax(scores))
             best = best + step * steps[at]
             if at == middle:
@@ -299,8 +299,8 @@ def _vertex_of_parabola(steps: Array, scores: Array) -> Array:
     return np.clip(np.linalg.solve(curve, -c[1:4]), -1, 1)
 
 
-def _symmetry(volume: torch.Tensor, planes: Array, voxel_mm: float) -> Array:
-    """Return the correlation of a volume with its mirror image, for many planes.
+class _Symmetry:
+    """The correlation of a volume with its mirror image in planes, each computed once.
 
     What the scan does not hold on both sides counts on neither: the end of a scan is flat
     and would pull the plane upright.
@@ -309,31 +309,51 @@ def _symmetry(volume: torch.Tensor, planes: Array, voxel_mm: float) -> Array:
     ----------
     volume : Tensor, shape (1, 2, I, J, K)
         Values, and 1 within the scan, on an isotropic grid along R, A, S.
-    planes : ndarray, shape (n, 3)
-        Yaw and roll in degrees and distance from the middle of the grid in mm.
     voxel_mm : float
+    every : int
+        Voxels of the head from one that is compared to the next.
     """
-    shape = volume.shape[2:]
-    device = volume.device
-    half = torch.tensor([(n - 1) / 2 for n in shape], device=device)
-    # where the head is not, its mirror image is not either, or is seen from there
-    inside = volume[0, 0] > 0
-    at = torch.nonzero(inside).float() - half
-    own, here = volume[0][:, inside]
-    out: list[float] = []
-    for start in range(0, len(planes), BATCH):
-        part = planes[start : start + BATCH]
-        normals = np.stack([_normal(a, b) for a, b, _ in part])
+
+    def __init__(self, volume: torch.Tensor, voxel_mm: float, every: int = 1) -> None:
+        self.volume, self.voxel_mm = volume, voxel_mm
+        half = [(n - 1) / 2 for n in volume.shape[2:]]
+        self.half = torch.tensor(half, device=volume.device)
+        # where the head is not, its mirror image is not either, or is seen from there
+        index = torch.nonzero(volume[0, 0] > 0)[::every]
+        self.own, self.here = volume[0][:, index[:, 0], index[:, 1], index[:, 2]]
+        self.at = index.float() - self.half
+        self.known: dict[tuple[float, ...], float] = {}
+
+    def of(self, planes: Array) -> Array:
+        """Return the correlations (n,) in planes (n, 3).
+
+        Parameters
+        ----------
+        planes : ndarray, shape (n, 3)
+            Yaw and roll in degrees and distance from the middle of the grid in mm.
+        """
+        rows = [tuple(row) for row in planes.tolist()]
+        new = [row for row in rows if row not in self.known]
+        for start in range(0, len(new), BATCH):
+            part = new[start : start + BATCH]
+            self.known.update(zip(part, self._correlations(np.array(part)), strict=True))
+        return np.array([self.known[row] for row in rows])
+
+    def _correlations(self, planes: Array) -> list[float]:
+        device = self.volume.device
+        normals = np.stack([_normal(a, b) for a, b, _ in planes])
         mirror = np.eye(3) - 2 * normals[:, :, None] * normals[:, None, :]
-        shift = 2 * part[:, 2:] * normals / voxel_mm
-        turned = at @ torch.tensor(mirror, dtype=torch.float32, device=device).transpose(1, 2)
+        shift = 2 * planes[:, 2:] * normals / self.voxel_mm
+        turned = self.at @ torch.tensor(mirror, dtype=torch.float32, device=device).mT
         turned = turned + torch.tensor(shift, dtype=torch.float32, device=device)[:, None]
-        grid = (turned / half).flip(-1)[:, None, None]
+        grid = (turned / self.half).flip(-1)[:, None, None]
         seen = functional.grid_sample(
-            volume.expand(len(part), -1, -1, -1, -1), grid, padding_mode="zeros", align_corners=True
+            self.volume.expand(len(planes), -1, -1, -1, -1),
+            grid,
+            padding_mode="zeros",
+            align_corners=True,
         ).flatten(2)
-        out += _correlation(own, seen[:, 0], here * seen[:, 1]).tolist()
-    return np.array(out)
+        return _correlation(self.own, seen[:, 0], self.here * seen[:, 1]).tolist()
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
