@@ -116,11 +116,21 @@ def _cam(
             "the network has no such layer", expected="the name of a module", got=target_layer[:60]
         )
     # a copy, because hooks stay on the module and hold its activations
-    own = _AsClasses(copy.deepcopy(network).eval().requires_grad_(True), logit)
+    own = _AsClasses(copy.deepcopy(network).eval().requires_grad_(False), logit)
+    own.network.get_submodule(target_layer).register_forward_pre_hook(_differentiate_from_here)
     explainer = GradCAM(nn_module=own, target_layers=f"network.{target_layer}")
     with torch.inference_mode(False), torch.enable_grad():
         found = explainer.compute_map(channels.clone(), class_idx=1)
     return torch.nan_to_num(found.detach().float())
+
+
+def _differentiate_from_here(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Cut the graph before a layer: what lies below it is computed once and keeps nothing.
+
+    The gradients that are asked for are those of its output; going back through a whole
+    DenseNet-121 would take twice the time and a hundred times the memory.
+    """
+    return tuple(x.detach().requires_grad_(True) for x in inputs)
 
 
 def _combined(maps: Sequence[Tensor]) -> SaliencyMap:

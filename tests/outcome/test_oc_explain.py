@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,36 @@ def test_one_logit_alone_could_be_empty_where_the_odds_are_not() -> None:
     x = torch.rand(1, 3, *SHAPE)
     assert float(grad_cam([network], x, odds).values.max()) == 1
     assert grad_cam([network], x, lambda o: o[:, 1]).empty == (0,)
+
+
+class NoWayBack(torch.autograd.Function):
+    """What it is given, with a gradient that must not be asked for."""
+
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_context: Any, *_gradients: Tensor) -> Tensor:
+        raise AssertionError("the gradient went back through the features")
+
+
+def test_no_gradient_goes_back_through_the_features() -> None:
+    """Their graph would hold every activation of a network, gigabytes of DenseNet-121."""
+
+    class Forward(CornerNetwork):
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.features(x)
+            assert not features.requires_grad
+            return self.class_layers(NoWayBack.apply(features) * self.mask)
+
+    torch.manual_seed(0)
+    own, plain = Forward(SHAPE), CornerNetwork(SHAPE)
+    plain.load_state_dict(own.state_dict())
+    x = torch.rand(1, 3, *SHAPE)
+    want = functional.interpolate(by_hand(plain, x), size=SHAPE, mode="trilinear")[0, 0]
+    found = grad_cam([own], x, odds)
+    assert torch.allclose(found.values, want / want.max(), atol=1e-5)
 
 
 def test_a_layer_that_is_not_there_is_said() -> None:
