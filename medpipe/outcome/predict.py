@@ -36,6 +36,7 @@ __all__ = [
 
 FORMAT = "medpipe-prediction-1"
 GRID_TOL_MM = 0.01
+SAME_MODEL = "give the steps grid, predict and saliency the same model"
 
 
 @dataclass(frozen=True)
@@ -185,24 +186,36 @@ def outcome_logit(facts: OutcomeFacts) -> Callable[[Tensor], Tensor]:
     return lambda outputs: event_logit(outputs, survival=survival)
 
 
-def check_model_grid(facts: OutcomeFacts, image: MetaTensor) -> None:
-    """Raise StepError unless an image (1, I, J, K) is on a grid like the one of training."""
+def check_model_grid(bundle: OutcomeBundle, image: MetaTensor) -> None:
+    """Raise StepError unless an image (1, I, J, K) is on a grid like the one of training.
+
+    An image that was brought to the grid of another model (step ``model_grid``) is refused
+    too, although the grids may be alike: one of the steps was given the wrong model.
+    """
+    facts = bundle.facts
     step, size = spacing_mm(affine_of(image)), tuple(image.shape[1:])
     made: Any = facts_of(image).get("head_grid") or {}
     margin = float(made.get("top_margin_mm", facts.top_margin_mm))
     off = np.abs(step - facts.spacing_mm).max()
     if (
-        size == facts.size_voxels
-        and off <= GRID_TOL_MM
-        and abs(margin - facts.top_margin_mm) <= GRID_TOL_MM
+        size != facts.size_voxels
+        or off > GRID_TOL_MM
+        or abs(margin - facts.top_margin_mm) > GRID_TOL_MM
     ):
-        return
-    raise StepError(
-        "the image is not on the grid of the model",
-        expected=_grid_text(facts.size_voxels, facts.spacing_mm, facts.top_margin_mm),
-        got=_grid_text(size, step.tolist(), margin),
-        hint="give the steps grid, predict and saliency the same model",
-    )
+        raise StepError(
+            "the image is not on the grid of the model",
+            expected=_grid_text(facts.size_voxels, facts.spacing_mm, facts.top_margin_mm),
+            got=_grid_text(size, step.tolist(), margin),
+            hint=SAME_MODEL,
+        )
+    owner = str(made.get("model_digest", bundle.digest))
+    if owner != bundle.digest:
+        raise StepError(
+            "the image was prepared for another model",
+            expected=f"one prepared for {facts.name}, digest {bundle.digest[:12]}",
+            got=f"for {str(made.get('model'))[:60]}, digest {owner[:12]}",
+            hint=SAME_MODEL,
+        )
 
 
 def _grid_text(size: Sequence[int], step: Sequence[float], margin: float) -> str:

@@ -15,7 +15,7 @@ from medpipe.outcome.bundle import OutcomeBundle, read_bundle
 from medpipe.outcome.predict import OutcomePrediction, check_model_grid, predict_outcome
 from medpipe.outcome.prepare import frame_matrix
 from medpipe.outcome.transforms.prepare import HeadGrid
-from medpipe.steps._base import ArrayStep, DictStep, as_image, read_key
+from medpipe.steps._base import ArrayStep, DictStep, as_image, facts_of, read_key, with_facts
 from medpipe.types import Json
 
 __all__ = [
@@ -102,12 +102,15 @@ class ModelGrid(ArrayStep):
     def __init__(self, model: str = DEFAULT_MODEL) -> None:
         self.model = model
         self._grid: HeadGrid | None = None
+        self._whose: dict[str, Json] = {}
 
     @property
     def grid(self) -> HeadGrid:
         """The step ``head_grid`` with the settings of the model."""
         if self._grid is None:
-            facts = read_bundle(self.model).facts
+            bundle = read_bundle(self.model)
+            facts = bundle.facts
+            self._whose = {"model": facts.name, "model_digest": bundle.digest}
             self._grid = HeadGrid(
                 spacing_mm=list(facts.spacing_mm),
                 size_voxels=list(facts.size_voxels),
@@ -118,6 +121,8 @@ class ModelGrid(ArrayStep):
     def __call__(self, img: Any) -> MetaTensor:
         """Return whole HU (1, *size) in the frame of the head, -1000 outside the scan.
 
+        The facts (``head_grid``) name the model.
+
         Raises
         ------
         StepError
@@ -125,7 +130,8 @@ class ModelGrid(ArrayStep):
         UsageError, InputError
             If there is no such model, or it cannot be used.
         """
-        return self.grid(img)
+        out = self.grid(img)
+        return with_facts(out, {"head_grid": facts_of(out)["head_grid"] | self._whose})
 
 
 class ModelGridd(DictStep):
@@ -146,7 +152,7 @@ class ModelGridd(DictStep):
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ("mask",)
     writes = ("mask_out",)
     files = ("model",)
@@ -206,7 +212,7 @@ class PredictOutcome(ArrayStep):
         """
         image = prepared_image(img)
         bundle, networks = self.model.on(image.device)
-        check_model_grid(bundle.facts, image)
+        check_model_grid(bundle, image)
         noticed = (image.meta.get("medpipe") or {}).get("findings") or []
         found = predict_outcome(bundle, networks, image.as_tensor(), findings=noticed)
         return found.to_json()

@@ -116,7 +116,7 @@ class OutcomeSaliency(ArrayStep):
         """
         image = prepared_image(img)
         bundle, networks = self.model.on(image.device)
-        check_model_grid(bundle.facts, image)
+        check_model_grid(bundle, image)
         hu = image.as_tensor().float()
         inside = self._head(image, hu, head)
         found = self._explain(bundle, networks, hu, inside)
