@@ -299,7 +299,8 @@ def decision_svg(curves: Sequence[Curve], treat_all: Curve, facts: Facts) -> str
     if not curves or not values.size or not len(treat_all.x):
         return ""
     head, top = head_of(facts)
-    high = max(float(values.max()), max(treat_all.y), 0.01) * 1.08
+    bands = [float(v) for c in curves for v in c.high]
+    high = max(float(values.max()), max(treat_all.y), *bands, 0.01) * 1.08
     low = min(-0.25 * high, max(float(values.min()), -0.5 * high) * 1.05)
     end = max(max(c.x) for c in curves)
     plot = Plot((0.0, max(end, 0.05)), (low, high), top, 250.0)

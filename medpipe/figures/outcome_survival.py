@@ -182,7 +182,7 @@ def brier_svg(
         return ""
     head, top = head_of(facts)
     high = max(*model, *reference, 0.01) * 1.12
-    plot = Plot((0.0, max(days)), (0.0, high), top, WIDTH - LEFT - RIGHT - 110)
+    plot = Plot((0.0, 1.03 * max(days)), (0.0, high), top, WIDTH - LEFT - RIGHT - 110)
     styles = (REFERENCE, stroke_of(0))
     inside = [
         f'<path {style} d="{plot.path(days, values)}" fill="none"/>'

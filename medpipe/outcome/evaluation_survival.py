@@ -124,7 +124,7 @@ def _figures(
             "The same of Kaplan-Meier for everyone": figure(
                 (time, reference), survival.integrated_brier, **several
             ),
-            "Scaled integrated Brier score, 0 as Kaplan-Meier": figure(
+            "Scaled integrated Brier score, 0 = Kaplan-Meier": figure(
                 (time, table, reference), survival.scaled_integrated_brier, **several
             ),
         }

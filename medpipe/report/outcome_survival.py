@@ -39,9 +39,9 @@ def survival_counts(evaluation: Mapping[str, Any]) -> str:
         return ""
     text = f"n = {n}, {early} event{'s' if early != 1 else ''} by {last:g} days"
     if lost is not None:
-        text += f", {lost} observed for less than that without it"
+        text += f", {lost} censored before"
     median = number(part.get("follow_up_days"))
-    return text + (f"; median follow-up {median:g} days" if median is not None else "")
+    return text + (f"; median follow-up {median:.0f} days" if median is not None else "")
 
 
 def survival_sentences(evaluation: Mapping[str, Any]) -> list[str]:
@@ -142,7 +142,7 @@ def _brier(evaluation: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     data = as_dict(part.get("brier"))
     days, model, reference = (numbers(data.get(k)) for k in ("x", "y", "reference"))
     figures = as_dict(part.get("figures"))
-    name = "Scaled integrated Brier score, 0 as Kaplan-Meier"
+    name = "Scaled integrated Brier score, 0 = Kaplan-Meier"
     scaled = short_interval(as_dict(figures.get(name)), 3)
     by = f"Kaplan-Meier of {part.get('reference') or 'all cases'}"
     facts = _facts(evaluation, part, f"scaled integrated score {scaled or NONE}; {by}")

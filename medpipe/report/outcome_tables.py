@@ -208,7 +208,10 @@ def _test_sentence(evaluation: Mapping[str, Any], test: Mapping[str, Any]) -> li
         "Holm's correction"
     )
     if p >= 0.05:
-        return [f"{a} against {b}: {found}; no difference is shown."]
+        low, high = number(test.get("low")), number(test.get("high"))
+        alone = low is not None and high is not None and not low <= 0 <= high
+        why = "; the interval is of this comparison alone, of several" if alone else ""
+        return [f"{a} against {b}: {found}{why}; no difference is shown."]
     better, worse = (a, b) if difference > 0 else (b, a)
     return [f"{better} ranks better than {worse}: {found}."]
 

@@ -75,7 +75,7 @@ def test_every_figure_has_an_interval_around_it(
         "Brier score at 90 days (IPCW)",
         "Integrated Brier score, 7 to 90 days (IPCW)",
         "The same of Kaplan-Meier for everyone",
-        "Scaled integrated Brier score, 0 as Kaplan-Meier",
+        "Scaled integrated Brier score, 0 = Kaplan-Meier",
         "Observed / expected events by 90 days",
         "Calibration slope at 90 days (IPCW)",
     ]
@@ -101,7 +101,7 @@ def test_the_reference_has_not_seen_the_fold(
     figures = part["figures"]
     assert figures["The same of Kaplan-Meier for everyone"]["value"] == pytest.approx(score)
     ours = measures.integrated_brier(event, time, given.survival, at_days=AT)
-    scaled = figures["Scaled integrated Brier score, 0 as Kaplan-Meier"]["value"]
+    scaled = figures["Scaled integrated Brier score, 0 = Kaplan-Meier"]["value"]
     assert scaled == pytest.approx(1 - ours / score)
     assert part["reference"] == "the other folds"
     whole = reference_survival(event, time, AT)

@@ -124,7 +124,7 @@ def test_times_to_the_event_have_figures_curves_and_numbers_at_risk(
     (section,) = [s for s in section if "<h2>Time to the event</h2>" in s]
     plain = " ".join(re.sub(r"<[^>]+>", " ", section).split())
     early, lost = part["events_by_horizon"], part["censored_before_horizon"]
-    assert f"n = 150, {early} events by 90 days, {lost} observed for less" in plain
+    assert f"n = 150, {early} events by 90 days, {lost} censored before" in plain
     for name, figure in part["figures"].items():
         value, low, high = (f"{figure[k]:.3f}".replace("-", "−") for k in ("value", "low", "high"))
         assert f"{name} {value} {low} to {high}" in plain, name
