@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from medpipe.cli.output import console
-from medpipe.errors import UsageError
+from medpipe.cli.output import console, print_error
+from medpipe.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from medpipe.engine.run import RunSummary
     from medpipe.outcome.cohort import Cohort
-    from medpipe.outcome.crossval import FoldProgress
+    from medpipe.types import Finding
 
 __all__ = ["outcome_train"]
 
 WORKFLOW = "outcome-prepare"
 PREPARED = "prepared.nii.gz"
+_NAMED = 5
+"""So many cases are named where several have the same finding."""
 _COLUMNS = Group("Columns of the table", sort_key=1)
 _TRAINING = Group("Training", sort_key=2)
 _MACHINE = Group("Machine", sort_key=3)
@@ -50,6 +53,7 @@ def outcome_train(
     loss: Annotated[
         Literal["cross-entropy", "weighted", "focal", "survival"], Parameter(group=_TRAINING)
     ] = "cross-entropy",
+    interval_days: Annotated[list[float] | None, Parameter(group=_TRAINING)] = None,
     encoder: Annotated[Path | None, Parameter(group=_TRAINING)] = None,
     iterations: Annotated[int, Parameter(group=_TRAINING)] = 1500,
     batch_size: Annotated[int, Parameter(group=_TRAINING)] = 4,
@@ -73,7 +77,8 @@ def outcome_train(
     (index.html), evaluation.json, predictions.csv, folds.json and the model (model/), which
     `medpipe run outcome-predict` uses. Run the same command again to resume.
 
-    A case that cannot be prepared is named and left out; the others go on.
+    A case that cannot be prepared is named and left out; the others go on. What is wrong with
+    the table, the folds or the settings is told before anything is prepared or trained.
 
     Examples:
 
@@ -81,8 +86,8 @@ def outcome_train(
         medpipe outcome-train cohort/cases.csv out/ --simulated --grid compact
             --architecture small --iterations 200
 
-    Exit code 0 if all cases took part, 2 if the table or a setting is wrong, 3 if some
-    cases could not be prepared, 4 if none could.
+    Exit code 0 if all cases took part, 2 if the table or a setting is wrong or a test set is
+    known from training, 3 if some cases could not be prepared, 4 if none could.
 
     Parameters
     ----------
@@ -117,6 +122,9 @@ def outcome_train(
         Channels: brain, blood and bone, or 0 to 100 HU three times.
     loss : {"cross-entropy", "weighted", "focal", "survival"}
         Weighted ones balance rare outcomes; "survival" needs time and event.
+    interval_days : list of float, optional
+        Ends of the intervals of time of the survival loss (default 3, 7, 14, 30, 60 and 90);
+        repeat it for each.
     encoder : Path, optional
         Weights to begin with, from a local file (.safetensors, .pt).
     iterations, batch_size : int
@@ -143,16 +151,21 @@ def outcome_train(
     """
     from medpipe.outcome.cohort import read_cohort
     from medpipe.outcome.crossval import CrossSettings
+    from medpipe.outcome.leaks import study_digest
     from medpipe.outcome.network import OutcomeNetworkSettings
+    from medpipe.outcome.plan import plan_study
     from medpipe.outcome.prepare import grid_settings
-    from medpipe.outcome.study import StudyFacts, train_study
+    from medpipe.outcome.study import FOLDS, StudyFacts, train_study
     from medpipe.outcome.training import OutcomeTraining
 
+    if encoder is not None and not encoder.is_file():
+        raise UsageError("there is no such file of weights", where="--encoder")
     chosen = grid_settings(grid, spacing_mm, list(size_voxels) if size_voxels else None)
+    times: dict[str, Any] = {"interval_days": tuple(interval_days)} if interval_days else {}
     training = OutcomeTraining(
         preset=preset, loss=loss, iterations=iterations, batch_size=batch_size,
         learning_rate=learning_rate, folds=folds, seed=seed, size_voxels=chosen.size_voxels,
-        spacing_mm=chosen.spacing_mm,
+        spacing_mm=chosen.spacing_mm, **times,
     )  # fmt: skip
     outputs = len(training.interval_days) if loss == "survival" else 2
     settings = CrossSettings(
@@ -163,49 +176,67 @@ def outcome_train(
         nested=nested,
     )
     table = read_cohort(
-        cohort,
-        outcome=outcome,
-        patient=patient,
-        covariates=covariates,
-        site=site,
-        time=time,
-        event=event,
-        image=image,
-        folds=None if by_site else folds,
-    )
+        cohort, outcome=outcome, patient=patient, covariates=covariates, site=site, time=time,
+        event=event, image=image, folds=None if by_site else folds,
+    )  # fmt: skip
+    _tell(table.findings)
+    studies = {case: study_digest(path) for case, path in table.images.items()}
+    if not (out / FOLDS).is_file():
+        plan_study(table, settings, study_digests=studies)
     summary, volumes = _prepared(
-        table, out / "prepared", chosen, workers=workers, device=device, seed=seed, quiet=quiet
-    )
-    kept = [i for i, case in enumerate(table.case_ids) if case in volumes]
+        cohort, table, out / "prepared", chosen, workers=workers, device=device, seed=seed,
+        quiet=quiet,
+    )  # fmt: skip
     if summary.interrupted:
+        _note(f"interrupted by {summary.interrupted}; run the same command again to resume")
         return summary.exit_code
-    if not kept:
-        raise UsageError("no case could be prepared", hint=f"see {out / 'prepared/index.html'}")
-    with _Bar(quiet) as progress:
+    if not volumes:
+        print_error(
+            InputError("no case could be prepared", hint=f"see {out / 'prepared/index.html'}")
+        )
+        return summary.exit_code
+    kept = table.select([i for i, case in enumerate(table.case_ids) if case in volumes])
+    noticed = _noticed(out / "prepared", kept.case_ids)
+    with _Bar(quiet) as bar:
         result = train_study(
-            table.select(kept),
+            kept,
             volumes,
             out,
             settings,
             grid=chosen,
             facts=StudyFacts(name, outcome_name, simulated, demonstration),
             refused=_reasons(summary),
+            noticed=noticed,
+            study_digests=studies,
             encoder=encoder,
             device=device,
-            progress=progress,
+            progress=bar.network,
+            stage=bar.stage,
         )
+    _tell(f for f in result.crossed.findings if f not in table.findings)
     page = _page(result.evaluation, out)
-    _say(result.evaluation, page)
+    _say(result.evaluation, page, out)
     return summary.exit_code
 
 
+def _note(text: str) -> None:
+    console(stderr=True).print(text, markup=False, soft_wrap=True)
+
+
+def _tell(findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        _note(f"{finding.severity.name.lower()}: {finding.message}")
+
+
 def _prepared(
-    table: Cohort, folder: Path, grid: Any, *, workers: int | None, device: str, seed: int,
-    quiet: bool,
+    source: Path, table: Cohort, folder: Path, grid: Any, *, workers: int | None, device: str,
+    seed: int, quiet: bool,
 ) -> tuple[RunSummary, dict[str, Path]]:  # fmt: skip
     """Prepare all CT; return what became of the run, and a path for each case that is there."""
+    from medpipe.cli.cases import require_apart
     from medpipe.engine.pool.local import LocalExecutor
     from medpipe.engine.progress import choose_progress
+    from medpipe.engine.provenance import case_folder
     from medpipe.engine.run import run_workflow
     from medpipe.io.case import Case
     from medpipe.report.build import build_report
@@ -217,19 +248,40 @@ def _prepared(
         "top_margin_mm": grid.top_margin_mm,
     }
     compiled = compile_workflow(WORKFLOW, overrides=[f"grid.{k}={v}" for k, v in given.items()])
-    cases = [Case(case, {"image": str(table.images[case])}) for case in table.case_ids]
+    cases = [Case(i, {"image": str(table.images[i])}) for i in table.case_ids]
+    require_apart(folder, source, cases)
     summary = run_workflow(
         compiled, cases, folder, executor=LocalExecutor(workers), device=device, seed=seed,
         timeout_s=7200, progress=choose_progress(quiet=quiet),
     )  # fmt: skip
     build_report(folder)
     for failure in summary.failed:
-        console(stderr=True).print(
-            f"left out: case {failure.case_id} · {failure.message}", markup=False, soft_wrap=True
-        )
+        _note(f"left out: case {failure.case_id} · {failure.message}")
     failed = {failure.case_id for failure in summary.failed}
-    paths = {case: folder / "cases" / case / PREPARED for case in table.case_ids}
-    return summary, {c: p for c, p in paths.items() if c not in failed and p.is_file()}
+    paths = {case: case_folder(folder, case) / PREPARED for case in table.case_ids}
+    found = {c: p for c, p in paths.items() if c not in failed and p.is_file()}
+    if not quiet:
+        _note(f"{len(found)} of {len(cases)} cases prepared; pictures: {folder / 'index.html'}")
+    return summary, found
+
+
+def _noticed(folder: Path, case_ids: Iterable[str]) -> list[str]:
+    """Say what was doubtful about prepared CT, with its cases; return it without them."""
+    from medpipe.engine.provenance import case_folder, read_case_record
+
+    by_check: dict[str, list[tuple[str, str]]] = {}
+    for case in case_ids:
+        record = read_case_record(case_folder(folder, case)) or {}
+        found = [f for f in record.get("findings", []) if f["severity"] != "info"]
+        for check, message in {f["check"]: f["message"] for f in found}.items():
+            by_check.setdefault(check, []).append((case, message))
+    sentences = []
+    for (first, message), *others in by_check.values():
+        named = ", ".join(case for case, _ in others[: _NAMED - 1])
+        more = f" and {len(others) - _NAMED + 1} more" if len(others) >= _NAMED else ""
+        _note(f"noticed: case {first} · {message}{f'; so in {named}{more}' if others else ''}")
+        sentences.append(f"{message}{f'; so in {len(others)} cases more' if others else ''}")
+    return sentences
 
 
 def _reasons(summary: RunSummary) -> dict[str, int]:
@@ -250,43 +302,82 @@ def _page(evaluation: dict[str, Any], out: Path) -> Path:
     return page
 
 
-def _say(evaluation: dict[str, Any], page: Path) -> None:
-    """Print the area under the curve of each model, with its interval."""
-    out = console()
+def _say(evaluation: dict[str, Any], page: Path, out: Path) -> None:
+    """Print the area under the curve of each model, with its interval, and where all is."""
+    to = console()
     said = " (simulated)" if evaluation["simulated"] else ""
-    out.print(f"{evaluation['n']} cases, {evaluation['events']} events{said}, out of fold:")
-    for model in evaluation["models"]:
-        area = model["metrics"].get("auroc") or {}
-        if area.get("value") is None:
+    to.print(f"{evaluation['n']} cases, {evaluation['events']} events{said}, out of fold:")
+    figures = {m["label"] + ": AUROC": m["metrics"].get("auroc") for m in evaluation["models"]}
+    times = (evaluation["survival"] or {}).get("figures", {})
+    figures |= {f"CT alone: {name}": figure for name, figure in times.items()}
+    for name, figure in figures.items():
+        if not figure or figure["value"] is None:
             continue
         ends = "too few for an interval"
-        if area.get("low") is not None:
-            ends = f"{area['low']:.3f} to {area['high']:.3f}"
-        out.print(f"  {model['label']}: AUROC {area['value']:.3f} ({ends})", markup=False)
-    out.print(f"report: {page}", soft_wrap=True)
+        if figure["low"] is not None:
+            ends = f"{figure['low']:.3f} to {figure['high']:.3f}"
+        to.print(f"  {name} {figure['value']:.3f} ({ends})", markup=False)
+    to.print(f"model: {out / 'model'} (medpipe show outcome-predict says how to use it)",
+             markup=False, soft_wrap=True)  # fmt: skip
+    to.print(f"report: {page}", markup=False, soft_wrap=True)
 
 
 class _Bar:
-    """A bar over the networks of all folds, on the terminal."""
+    """A bar for each network and each other stage; lines where no person watches."""
 
     def __init__(self, quiet: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
+        screen = console(stderr=True)
+        self.lines = not quiet and not screen.is_terminal
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(), console=console(stderr=True), disable=quiet,
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"), TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True), console=screen,
+            disable=quiet or not screen.is_terminal,
         )  # fmt: skip
+        self.name = ""
+        self.task: Any = None
+        self.at: Any = None
 
-    def __enter__(self) -> FoldProgress:
+    def __enter__(self) -> _Bar:
         self.bar.start()
-        tasks: dict[str, Any] = {}
-
-        def tell(name: str, at: Any) -> None:
-            if name not in tasks:
-                tasks[name] = self.bar.add_task(name, total=at.iterations, loss="")
-            self.bar.update(tasks[name], completed=at.iteration, loss=f"{at.loss:.3f}")
-
-        return tell
+        return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
         self.bar.stop()
+
+    def network(self, name: str, at: Any) -> None:
+        """Show how far the training of a network is."""
+        if name != self.name:
+            self._begin(name, at.iterations)
+        self.at = at
+        self.bar.update(self.task, completed=at.iteration, loss=f"loss {at.loss:.3f}")
+
+    def stage(self, name: str) -> None:
+        """Show that something else is done."""
+        self._begin(name, None)
+
+    def _begin(self, name: str, total: int | None) -> None:
+        self._end()
+        self.name, self.at = name, None
+        self.task = self.bar.add_task(name, total=total, loss="")
+
+    def _end(self) -> None:
+        """Close a bar where it is: a network that no longer got better ended early."""
+        if self.task is None:
+            return
+        done = 1 if self.at is None else self.at.iteration
+        self.bar.update(self.task, total=done, completed=done)
+        if self.at is not None and self.lines:
+            _note(f"{self.name}: {done} of {self.at.iterations} iterations, "
+                  f"loss {self.at.loss:.3f}, {self.at.seconds:.0f} s")  # fmt: skip
+        self.task = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.metadata
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from medpipe.outcome.card import model_card
 from medpipe.outcome.cohort import Cohort
 from medpipe.outcome.crossval import CrossSettings, CrossValidation, FoldProgress, cross_validate
 from medpipe.outcome.evaluation import evaluate
-from medpipe.outcome.folds import make_folds, read_folds, write_folds
+from medpipe.outcome.folds import write_folds
 from medpipe.outcome.leaks import volume_digest
 from medpipe.outcome.model_facts import OutcomeFacts
+from medpipe.outcome.plan import plan_study
 from medpipe.outcome.predict import calibration_groups
 from medpipe.outcome.prepare import GridSettings
 
-__all__ = ["StudyFacts", "StudyResult", "outcome_facts", "train_study"]
+__all__ = ["FOLDS", "StudyFacts", "StudyResult", "outcome_facts", "train_study"]
 
 FOLDS, NETWORKS, MODEL = "folds.json", "networks", "model"
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
@@ -70,12 +71,17 @@ def train_study(
     grid: GridSettings,
     facts: StudyFacts | None = None,
     refused: Mapping[str, int] | None = None,
+    noticed: Sequence[str] = (),
+    study_digests: Mapping[str, str | None] | None = None,
     encoder: Path | None = None,
     device: str = "auto",
     progress: FoldProgress | None = None,
+    stage: Callable[[str], None] | None = None,
     resamples: int = 2000,
 ) -> StudyResult:
     """Cross-validate a cohort and write what a reader and a user need.
+
+    Nothing is written before it is clear that nothing of a test set is known from training.
 
     Parameters
     ----------
@@ -92,50 +98,61 @@ def train_study(
     facts : StudyFacts, optional
     refused : mapping of reason to number of cases, optional
         What was left out before, for the flow of patients.
+    noticed : sequence of str
+        Sentences about the cases for the report; they name none.
+    study_digests : mapping of case id to str or None, optional
+        See `medpipe.outcome.leaks.study_digest`.
     encoder, device, progress
         See `medpipe.outcome.crossval.cross_validate`.
+    stage : callable, optional
+        Told what is done when no network is trained, such as ``"evaluation"``.
     resamples : int
         Of the bootstrap.
 
     Raises
     ------
     UsageError
-        If the folds in `out` are of another cohort, or see `cross_validate`.
+        See `medpipe.outcome.plan.plan_study` and `cross_validate`.
     InputError, StoreError
         If a volume cannot be used or a file not be written.
     """
     chosen, said = settings or CrossSettings(), facts or StudyFacts()
+    tell = stage or (lambda _: None)
     if len(volumes) == 0:
         raise UsageError("no case could be prepared")
-    out.mkdir(parents=True, exist_ok=True)
-    training = chosen.training
-    if (out / FOLDS).is_file():
-        folds = read_folds(out / FOLDS, cohort)
-    else:
-        folds = make_folds(cohort, folds=training.folds, seed=training.seed, by_site=chosen.by_site)
+    tell("comparing volumes")
+    pixel_digests = {case: volume_digest(Path(path)) for case, path in volumes.items()}
+    folds = plan_study(
+        cohort, chosen, file=out / FOLDS, study_digests=study_digests, pixel_digests=pixel_digests
+    )
+    (out / NETWORKS).mkdir(parents=True, exist_ok=True)
+    if not (out / FOLDS).is_file():
         write_folds(out / FOLDS, folds, cohort)
-    (out / NETWORKS).mkdir(exist_ok=True)
     crossed = cross_validate(
         cohort,
         volumes,
         chosen,
         folds=folds,
         folder=out / NETWORKS,
-        pixel_digests={case: volume_digest(Path(path)) for case, path in volumes.items()},
+        study_digests=study_digests,
+        pixel_digests=pixel_digests,
         encoder=encoder,
         device=device,
         progress=progress,
     )
+    tell("evaluation")
     refusals = dict(refused or {})
     evaluation = evaluate(
         crossed.predictions(simulated=said.simulated),
         rule=chosen.rule,
         resamples=resamples,
         flow={"read": len(cohort) + sum(refusals.values()), "refused": refusals},
-        study=_study(crossed, grid, said),
+        study=_study(crossed, grid, said, noticed),
+        survival=crossed.survival_predictions(),
     )
     write_json_atomic(out / EVALUATION, evaluation)
     write_bytes_atomic(out / PREDICTIONS, _table(crossed))
+    tell("the model")
     digest = write_bundle(
         out / MODEL,
         [model.network for model in crossed.models],
@@ -180,11 +197,14 @@ def outcome_facts(
     )
 
 
-def _study(crossed: CrossValidation, grid: GridSettings, said: StudyFacts) -> dict[str, Any]:
+def _study(
+    crossed: CrossValidation, grid: GridSettings, said: StudyFacts, noticed: Sequence[str]
+) -> dict[str, Any]:
     """Return what the report says of the study besides figures."""
     cohort, settings = crossed.cohort, crossed.settings
     training, network = settings.training, crossed.models[0].network.settings
     size, step = (" × ".join(f"{v:g}" for v in t) for t in (grid.size_voxels, grid.spacing_mm))
+    ends = ", ".join(f"{end:g}" for end in training.interval_days)
     return {
         "title": f"Prediction of {said.outcome_name}",
         "model": said.name,
@@ -199,6 +219,7 @@ def _study(crossed: CrossValidation, grid: GridSettings, said: StudyFacts) -> di
             "batch_size": training.batch_size,
             "learning_rate": training.learning_rate,
             "seed": training.seed,
+            **({"intervals_end_days": ends} if training.loss == "survival" else {}),
         },
         "recalibration": settings.recalibration
         + (", on all training cases (nested)" if settings.nested else ", on validating cases"),
@@ -211,26 +232,26 @@ def _study(crossed: CrossValidation, grid: GridSettings, said: StudyFacts) -> di
             name: int(np.isnan(values).sum()) for name, values in cohort.covariates.items()
         },
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-        "findings": [f.message for f in crossed.findings],
+        "findings": [*noticed, *(f.message for f in crossed.findings)],
     }
 
 
 def _table(crossed: CrossValidation) -> bytes:
-    """Return a row per case: its fold, outcome and out-of-fold probabilities."""
-    names = list(crossed.probability)
+    """Return a row per case: its fold, outcome and out-of-fold probabilities.
+
+    Of times to the event also the probability of none until the end of each interval, as
+    the network gives it.
+    """
+    names, times = list(crossed.probability), crossed.survival_predictions()
+    ends = [] if times is None else [f"s_{end:g}d" for end in times.at_days]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["case_id", "fold", "outcome", "ct_logit", *(f"p_{name}" for name in names)])
+    header = ["case_id", "fold", "outcome", "ct_logit", *(f"p_{name}" for name in names)]
+    rows.writerow([*header, *ends])
     fold, logit = crossed.folds.fold_of, crossed.tested
     for i, case in enumerate(crossed.cohort.case_ids):
-        values = [f"{crossed.probability[name][i]:.6f}" for name in names]
-        rows.writerow(
-            [
-                case,
-                crossed.folds.names[fold[i]],
-                crossed.cohort.outcome[i],
-                f"{logit[i]:.6f}",
-                *values,
-            ]
-        )
+        values = [logit[i], *(crossed.probability[name][i] for name in names)]
+        values += [] if times is None else list(times.survival[i])
+        place = crossed.folds.names[fold[i]]
+        rows.writerow([case, place, crossed.cohort.outcome[i], *(f"{v:.6f}" for v in values)])
     return text.getvalue().encode()
