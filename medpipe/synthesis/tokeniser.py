@@ -281,14 +281,12 @@ class Tokeniser(nn.Module):
         return self._blocks(self.encoder, x)
 
     def _blocks(self, network: Any, x: Tensor) -> Tensor:
-        # mkldnn takes half the time in this order of memory, cuDNN in half precision too
-        x = x.contiguous(memory_format=torch.channels_last_3d)
         for block in network.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return x.contiguous()
+        return x
 
     def _check_codes(self, codes: Tensor, shape: Sequence[int] | None) -> None:
         grid = tuple(codes.shape[1:])

@@ -13,11 +13,11 @@ from medpipe.errors import InputError, ResourceError, UsageError
 from medpipe.models import pack_weights
 from medpipe.synthesis.tokeniser import Tokeniser, TokeniserSettings
 from medpipe.synthesis.tokeniser_losses import LossWeights, PerceptualLoss
+from medpipe.synthesis.tokeniser_measures import measure_tokeniser
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples, shared_out
 from medpipe.synthesis.tokeniser_training import (
     TokeniserModel,
     TokeniserTraining,
-    measure_tokeniser,
     train_tokeniser,
 )
 
