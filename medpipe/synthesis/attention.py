@@ -127,15 +127,25 @@ class AttentionPattern:
         if self.kind == "strided":
             return max(i - self.block, 0)
         first = i // self.block * self.block
-        return first + 1 if self.kind == "plane-column" else first
+        if self.kind == "fixed" or first == 0 or self._turns(i):
+            return first
+        return first + 1
 
     def rest(self, i: int) -> tuple[int, int]:
-        """Return a row of `rest_table` and how many of its columns input `i` attends to."""
+        """Return a row of `rest_table` and how many of its columns input `i` attends to.
+
+        They are all before `i`.
+        """
         if self.kind == "plane-column":
-            return self._cell_list[i], i // self.block + 1
+            planes = i // self.block
+            return self._cell_list[i], planes + 1 - self._turns(i) if planes else 0
         if self.kind == "strided":
             return i % self.block, max(i // self.block - 1, 0)
         return 0, i // self.block * self.last_of_block if self.kind == "fixed" else 0
+
+    def _turns(self, i: int) -> bool:
+        """Whether input `i`, the first of a plane, holds the code in the same column."""
+        return i % self.block == 0 < i and self._cell_list[i] == self._cell_list[i - 1]
 
     @cached_property
     def _cell_list(self) -> list[int]:

@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import gelu, layer_norm
 
 from medpipe.synthesis.prior import Block, CrossAttention, Prior, split_heads
 
@@ -32,6 +32,13 @@ class _Product:
         if self.added is None:
             return torch.mm(x, self.matrix)
         return torch.addmm(self.added, x, self.matrix)
+
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """Write the product with `x` to `out`."""
+        if self.added is None:
+            torch.mm(x, self.matrix, out=out)
+        else:
+            torch.addmm(self.added, x, self.matrix, out=out)
 
     def add_to(self, x: Tensor, y: Tensor) -> None:
         """Add the product with `y` to `x`."""
@@ -85,16 +92,24 @@ class _CrossOfOne:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Products of a layer, and its keys and values: (cases · heads, L, d) and all in one."""
-
     qkv: _Product
     out: _Product
     cross: _Cross | _CrossOfOne | None
     up: _Product
     down: _Product
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Keys (cases · heads, d, n) and values (cases · heads, n, d) that a layer attends to.
+
+    Those next to each other are views of what is kept, the others are copied.
+    """
+
     keys: Tensor
     values: Tensor
-    kept: Tensor
+    far_keys: Tensor | None = None
+    far_values: Tensor | None = None
 
 
 def cache_bytes(prior: Prior, cases: int) -> int:
@@ -120,25 +135,36 @@ class CachedPrior:
         self.cases, self.heads, self.width = cases, s.heads, s.width
         self.head_width = s.width // s.heads
         self.monai = s.blocks == "monai"
-        self.pattern, self.rest_table = prior.pattern, None
+        self.pattern = prior.pattern
         with torch.inference_mode():
-            self.embedding = prior.embedding.weight
-            self.start = prior.start
+            self.embedding, self.start = prior.embedding.weight, prior.start
             self.positions = prior.positions().clone()
             blocks = cast(Iterable[Block], prior.blocks)
             self.layers = [self._layer(block, context) for block in blocks]
             self.logits = _folded(prior.to_logits, prior.norm)
             self.turn = _turns(prior) if s.positions == "rotary" else None
-            self.bias, self.bias_table = prior.bias, None
-            if prior.bias is not None:
-                self.bias_table = prior.bias.expanded()
-            if s.attention != "dense":
-                self.rest_table = prior.pattern.rest_table.to(self.start.device)
+            self.bias = prior.bias
+            self.bias_table = None if prior.bias is None else prior.bias.expanded()
+            self.rest_table = prior.pattern.rest_table.to(self.start.device)
+            self._allocate()
+
+    def _allocate(self) -> None:
+        """Make room for keys and values, and for what every layer writes and reads again."""
+        new, d = self.start.new_empty, self.head_width
+        self.kept = new(len(self.layers), 2, self.cases, self.heads, self.pattern.length, d)
+        self.keys = self.kept[:, 0].flatten(1, 2).transpose(2, 3)
+        self.values = self.kept[:, 1].flatten(1, 2)
+        # queries, keys and values of one token: as the product gives them, and turned
+        self.qkv = new(self.cases, 3 * self.width)
+        self.turned = new(3, self.cases, self.heads, d)
+        self.parts = self.qkv.view(self.cases, 3, self.heads, d).transpose(0, 1)
+        self.queries = self.turned[0].view(-1, 1, d)
+        if self.turn is not None:
+            self.pairs, self.turned_pairs = (
+                torch.view_as_complex(x.unflatten(-1, (-1, 2))) for x in (self.parts, self.turned)
+            )
 
     def _layer(self, block: Block, context: Tensor | None) -> _Layer:
-        shape = (2, self.cases, self.heads, self.pattern.length, self.head_width)
-        kept = block.qkv.weight.new_empty(shape)
-        keys, values = kept.flatten(1, 2)
         cross: _Cross | _CrossOfOne | None = None
         if block.cross is not None and context is not None:
             cross = several = self._cross(block.cross, context)
@@ -150,9 +176,6 @@ class CachedPrior:
             cross=cross,
             up=_folded(block.up, block.norm_mlp),
             down=_product(block.down),
-            keys=keys,
-            values=values,
-            kept=kept,
         )
 
     def _cross(self, cross: CrossAttention, context: Tensor) -> _Cross:
@@ -177,16 +200,20 @@ class CachedPrior:
         """
         held = self.start if codes is None else self.embedding.index_select(0, codes)
         x = (held + self.positions[i]).expand(self.cases, -1).contiguous()
-        near = slice(self.pattern.local(i), i + 1)
-        far = self._far(i)
-        bias = self._bias(i, near, far)
         turn = None if self.turn is None else self.turn[i]
-        for layer in self.layers:
-            q = self._keep(layer, layer.qkv(self._normed(x)), i, turn)
-            layer.out.add_to(x, self._attend(layer, q, near, far, bias))
+        bias = self._bias(i)
+        slots = self.kept.select(4, i).unbind(0)
+        for layer, slot, seen in zip(self.layers, slots, self._seen(i), strict=True):
+            layer.qkv.into(self.qkv, self._normed(x))
+            if turn is None:
+                self.turned.copy_(self.parts)
+            else:
+                torch.mul(self.pairs, turn, out=self.turned_pairs)
+            slot.copy_(self.turned[1:])
+            layer.out.add_to(x, self._attend(seen, bias))
             if layer.cross is not None:
                 layer.cross.add_to(x, self._normed(x))
-            layer.down.add_to(x, torch.ops.aten.gelu_(layer.up(self._normed(x))))
+            layer.down.add_to(x, gelu(layer.up(self._normed(x))))
         return self.logits(x if self.monai else self._normed(x))
 
     def _normed(self, x: Tensor) -> Tensor:
@@ -194,44 +221,45 @@ class CachedPrior:
             return layer_norm(x, (self.width,))
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
-    def _keep(self, layer: _Layer, qkv: Tensor, i: int, turn: Tensor | None) -> Tensor:
-        """Store keys and values of this token and return its queries."""
-        if turn is not None:
-            pairs = torch.view_as_complex(qkv.view(self.cases, 3, self.heads, -1, 2))
-            qkv = torch.view_as_real(pairs * turn)
-        qkv = qkv.view(self.cases, 3, self.heads, self.head_width)
-        layer.kept[:, :, :, i].copy_(qkv[:, 1:].transpose(0, 1))
-        return qkv[:, 0].reshape(-1, 1, self.head_width)
-
     def _far(self, i: int) -> Tensor | None:
         """Return the inputs that are not next to each other, if there are any."""
         row, count = self.pattern.rest(i)
-        return None if count == 0 or self.rest_table is None else self.rest_table[row, :count]
+        return self.rest_table[row, :count] if count else None
 
-    def _bias(self, i: int, near: slice, far: Tensor | None) -> Tensor | None:
+    def _seen(self, i: int) -> list[_Seen]:
+        """Return what every layer attends to at input `i`, whose own keys come later."""
+        first = self.pattern.local(i)
+        keys = self.keys.narrow(3, first, i + 1 - first).unbind(0)
+        values = self.values.narrow(2, first, i + 1 - first).unbind(0)
+        far = self._far(i)
+        if far is None:
+            return [_Seen(*both) for both in zip(keys, values, strict=True)]
+        chosen = self.kept.index_select(4, far).flatten(2, 3)
+        far_keys, far_values = chosen[:, 0].transpose(2, 3), chosen[:, 1]
+        return [_Seen(*all_) for all_ in zip(keys, values, far_keys, far_values, strict=True)]
+
+    def _bias(self, i: int) -> Tensor | None:
         """Return what is added to the scores, (cases · heads, 1, inputs)."""
         if self.bias is None or self.bias_table is None:
             return None
-        inputs = torch.arange(near.start, near.stop, device=self.start.device)
+        inputs = torch.arange(self.pattern.local(i), i + 1, device=self.start.device)
+        far = self._far(i)
         inputs = inputs if far is None else torch.cat([inputs, far])
         columns = self.bias.index(inputs.new_full((), i), inputs)
         return self.bias_table[:, columns].repeat(self.cases, 1)[:, None]
 
-    def _attend(
-        self, layer: _Layer, q: Tensor, near: slice, far: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
-        keys, values = layer.keys[:, near], layer.values[:, near]
-        scores = torch.bmm(q, keys.transpose(1, 2))
-        if far is None:
-            scores = scores if bias is None else scores + bias
-            return torch.bmm(scores.softmax(-1), values).view(self.cases, self.width)
-        further = torch.bmm(q, layer.keys.index_select(1, far).transpose(1, 2))
-        scores = torch.cat([scores, further], dim=-1)
+    def _attend(self, seen: _Seen, bias: Tensor | None) -> Tensor:
+        """Return what the queries take, (cases, width)."""
+        scores = torch.bmm(self.queries, seen.keys)
+        if seen.far_keys is not None:
+            scores = torch.cat([scores, torch.bmm(self.queries, seen.far_keys)], dim=-1)
         shares = (scores if bias is None else scores + bias).softmax(-1)
-        count = keys.shape[1]
-        found = torch.bmm(shares[..., count:], layer.values.index_select(1, far))
-        if count:
-            found.baddbmm_(shares[..., :count], values)
+        if seen.far_values is None:
+            return torch.bmm(shares, seen.values).view(self.cases, self.width)
+        near = seen.values.shape[1]
+        found = torch.bmm(shares[..., near:], seen.far_values)
+        if near:
+            found.baddbmm_(shares[..., :near], seen.values)
         return found.view(self.cases, self.width)
 
 
@@ -262,8 +290,8 @@ def _folded(linear: nn.Linear, norm: nn.Module, query_scale: float = 1.0) -> _Pr
 
 
 def _turns(prior: Prior) -> Tensor:
-    """Return what queries, keys and values are multiplied by, complex (L, 3, 1, d / 2)."""
+    """Return what queries, keys and values are multiplied by, complex (L, 3, 1, 1, d / 2)."""
     unturned = torch.zeros_like(prior.queries_turn)
     unturned[..., 0] = 1
     tables = torch.stack([prior.queries_turn, prior.keys_turn, unturned], dim=1)
-    return torch.view_as_complex(tables)[:, :, None]
+    return torch.view_as_complex(tables)[:, :, None, None]

@@ -91,6 +91,7 @@ def test_lists_name_what_the_mask_shows(pattern):
         row, count = pattern.rest(i)
         rest = pattern.rest_table[row, :count].tolist()
         local = list(range(pattern.local(i), i + 1))
+        assert all(j < i for j in rest)
         assert len({*rest, *local}) == len(rest) + len(local)
         assert sorted(rest + local) == mask[i].nonzero().flatten().tolist()
     assert pattern.pairs == int(mask.sum())
