@@ -1,0 +1,288 @@
+"""The network that denoises latents, told of the patient by conditions.
+
+MONAI's `DiffusionModelUNet` inside. A condition is a number between about -1 and 1, or
+absent; what is absent has an embedding of its own, so that one network is conditional and
+unconditional, which guidance needs (Ho and Salimans, arXiv 2207.12598).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medpipe.errors import InputError, UsageError
+from medpipe.models import load_weights, pack_weights
+from medpipe.synthesis.autoencoder import LatentAutoencoder
+from medpipe.types import Json
+
+__all__ = ["ConditionTokens", "Denoiser", "DenoiserSettings"]
+
+MODEL = "latent-denoiser"
+FREQUENCIES = 4
+"""Of the waves that a condition is spread over."""
+
+
+@dataclass(frozen=True)
+class DenoiserSettings:
+    """The shape of a denoiser and what it predicts.
+
+    Parameters
+    ----------
+    latent_channels : int
+    channels : tuple of int
+        From the full resolution of the latent down; each but the first halves it.
+    residual_blocks : int
+        At each resolution.
+    attention : tuple of bool
+        Which resolutions have attention.
+    head_channels : int
+        Channels of a head of attention.
+    groups : int
+        Of group normalisation; divides every number of channels.
+    conditions : int
+        How many numbers the denoiser is told.
+    conditioning : {"cross-attention", "embedding"}
+        How: as tokens that features attend to, or added to the embedding of time.
+    condition_width : int
+        Of a token.
+    objective : {"flow", "velocity", "noise"}
+        What it predicts: the straight way from noise to latent (rectified flow, Liu et al.,
+        arXiv 2209.03003), or of a diffusion the velocity (Salimans and Ho, arXiv 2202.00512)
+        or the noise (Ho et al., arXiv 2006.11239).
+    """
+
+    latent_channels: int = 3
+    channels: tuple[int, ...] = (32, 64, 64)
+    residual_blocks: int = 1
+    attention: tuple[bool, ...] = (False, True, True)
+    head_channels: int = 16
+    groups: int = 16
+    conditions: int = 0
+    conditioning: Literal["cross-attention", "embedding"] = "cross-attention"
+    condition_width: int = 64
+    objective: Literal["flow", "velocity", "noise"] = "flow"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
+        object.__setattr__(self, "attention", tuple(bool(a) for a in self.attention))
+        if not self.channels or any(
+            c < 1 or c % self.groups or c % self.head_channels for c in self.channels
+        ):
+            raise UsageError(
+                "channels is wrong",
+                expected=f"multiples of groups ({self.groups}) and of head_channels "
+                f"({self.head_channels})",
+                got=str(list(self.channels)),
+            )
+        if len(self.attention) != len(self.channels):
+            raise UsageError("attention is wrong", expected="a mark for each of channels")
+        if self.conditioning not in ("cross-attention", "embedding"):
+            raise UsageError("unknown conditioning", expected="cross-attention or embedding")
+        if self.objective not in ("flow", "velocity", "noise"):
+            raise UsageError("unknown objective", expected="flow, velocity or noise")
+        if min(self.latent_channels, self.residual_blocks, self.condition_width) < 1:
+            raise UsageError("the denoiser has no channels or blocks", expected="1 or more")
+        if self.conditions < 0:
+            raise UsageError("conditions is wrong", expected="0 or more")
+
+    @property
+    def stride(self) -> int:
+        """Cells along an axis for one of the coarsest resolution."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class ConditionTokens(nn.Module):
+    """Conditions as tokens: one for each, whether it is known or not.
+
+    Parameters
+    ----------
+    conditions, width : int
+    """
+
+    def __init__(self, conditions: int, width: int) -> None:
+        super().__init__()
+        self.name = nn.Parameter(torch.randn(conditions, width))
+        self.absent = nn.Parameter(torch.randn(conditions, width))
+        self.value = nn.Sequential(
+            nn.Linear(1 + 2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, told: Tensor) -> Tensor:
+        """Return tokens (B, conditions, width) of values and marks (B, conditions, 2)."""
+        value, known = told[..., 0], told[..., 1:] > 0.5
+        powers = torch.arange(FREQUENCIES, device=told.device, dtype=told.dtype)
+        waves = value[..., None] * (math.pi / 2) * 2.0**powers
+        spread = torch.cat([value[..., None], waves.sin(), waves.cos()], -1)
+        return torch.where(known, self.name + self.value(spread), self.absent)
+
+
+class _ConditionSum(nn.Module):
+    """Conditions as an addition to the embedding of time."""
+
+    def __init__(self, conditions: int, width: int, out: int) -> None:
+        super().__init__()
+        self.tokens = ConditionTokens(conditions, width)
+        self.out = nn.Linear(conditions * width, out)
+
+    def forward(self, told: Tensor) -> Tensor:
+        """Return (B, out) of values and marks (B, conditions, 2)."""
+        return self.out(self.tokens(told).flatten(1))
+
+
+class Denoiser(nn.Module):
+    """Predicts from a noisy latent, its time and conditions what the objective says.
+
+    Parameters
+    ----------
+    settings : DenoiserSettings
+
+    Attributes
+    ----------
+    autoencoder : str
+        `LatentAutoencoder.digest` of what made the latents it was trained on; empty if that
+        is not known.
+    facts : dict
+        JSON about the training.
+    """
+
+    def __init__(self, settings: DenoiserSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.autoencoder = ""
+        self.facts: dict[str, Json] = {}
+        s = settings
+        crossed = s.conditions > 0 and s.conditioning == "cross-attention"
+        self.tokens = ConditionTokens(s.conditions, s.condition_width) if crossed else None
+        self.unet = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=s.latent_channels,
+            out_channels=s.latent_channels,
+            num_res_blocks=s.residual_blocks,
+            channels=s.channels,
+            attention_levels=s.attention,
+            norm_num_groups=s.groups,
+            num_head_channels=s.head_channels,
+            with_conditioning=crossed,
+            cross_attention_dim=s.condition_width if crossed else None,
+            num_class_embeds=1 if s.conditions > 0 and not crossed else None,
+            use_flash_attention=True,
+        )
+        if s.conditions > 0 and not crossed:
+            # what MONAI adds to the embedding of time; it hands on what it is given as classes
+            self.unet.class_embedding = _ConditionSum(
+                s.conditions, s.condition_width, 4 * s.channels[0]
+            )
+
+    @property
+    def stride(self) -> int:
+        """Cells along an axis for one of the coarsest resolution."""
+        return self.settings.stride
+
+    def forward(
+        self, latent: Tensor, time: Tensor, values: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return the prediction.
+
+        Parameters
+        ----------
+        latent : Tensor (B, latent_channels, h, w, d)
+            Of any size: the network sees zeros up to a multiple of its stride.
+        time : Tensor (B,)
+            From 0 (a latent) to 1000 (noise).
+        values : Tensor (B, conditions), optional
+        present : bool Tensor (B, conditions), optional
+            By default all values are known, or none where there are no values.
+
+        Raises
+        ------
+        UsageError
+            If the latent or the conditions are not those of this denoiser.
+        """
+        s = self.settings
+        if latent.ndim != 5 or latent.shape[1] != s.latent_channels:
+            raise UsageError(
+                "the latent has the wrong shape",
+                expected=f"(batch, {s.latent_channels}, h, w, d)",
+                got=str(tuple(latent.shape)),
+            )
+        told = self._told(latent, values, present)
+        ends = [(-n) % self.stride for n in reversed(latent.shape[2:])]
+        padded = functional.pad(latent, [p for end in ends for p in (0, end)])
+        context = None if self.tokens is None else self.tokens(told)
+        classes = told if s.conditions > 0 and self.tokens is None else None
+        out = self.unet(padded, time, context=context, class_labels=classes)
+        return out[(..., *(slice(n) for n in latent.shape[2:]))]
+
+    def _told(self, latent: Tensor, values: Tensor | None, present: Tensor | None) -> Tensor:
+        """Return values and marks (B, conditions, 2); 0 where a value is absent."""
+        shape = (len(latent), self.settings.conditions)
+        if values is None:
+            return latent.new_zeros(*shape, 2)
+        if values.shape != shape or (present is not None and present.shape != shape):
+            raise UsageError(
+                "the conditions are not those of the denoiser", expected=str(shape),
+                got=str(tuple(values.shape)),
+            )  # fmt: skip
+        known = torch.ones_like(values, dtype=torch.bool) if present is None else present
+        clean = torch.where(known, values, torch.zeros_like(values))
+        return torch.stack([clean, known.to(values.dtype)], -1).to(latent)
+
+    def check_autoencoder(self, autoencoder: LatentAutoencoder) -> None:
+        """Check that latents of this denoiser can be decoded by `autoencoder`.
+
+        Raises
+        ------
+        UsageError
+            If it was trained on latents of another one.
+        """
+        if self.autoencoder and self.autoencoder != autoencoder.digest():
+            raise UsageError(
+                "the denoiser was trained on latents of another autoencoder",
+                expected=self.autoencoder,
+                got=autoencoder.digest(),
+                hint="give the two that were trained one after the other",
+            )
+
+    def to_bytes(self) -> bytes:
+        """Return weights, settings and facts as the content of a safetensors file."""
+        settings: dict[str, Any] = asdict(self.settings)
+        metadata: dict[str, Json] = {
+            "model": MODEL,
+            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+            "autoencoder": self.autoencoder,
+            "facts": self.facts,
+        }
+        return pack_weights(self.state_dict(), metadata)
+
+    @classmethod
+    def read(cls, name_or_path: str | Path) -> Denoiser:
+        """Return the denoiser of a file that holds what `to_bytes` made, on the CPU.
+
+        Raises
+        ------
+        UsageError
+            If there is no such file.
+        InputError
+            If it holds something else.
+        """
+        tensors, metadata = load_weights(name_or_path)
+        try:
+            if metadata["model"] != MODEL:
+                raise ValueError
+            made = cls(DenoiserSettings(**metadata["settings"]))  # type: ignore[arg-type]
+            made.load_state_dict(tensors)
+            made.autoencoder = str(metadata["autoencoder"])
+            made.facts = dict(metadata["facts"])  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError, RuntimeError, UsageError):
+            raise InputError(
+                "the model is not a denoiser of latents", hint="use a file written by training"
+            ) from None
+        return made.eval()
