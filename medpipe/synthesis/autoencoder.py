@@ -228,7 +228,9 @@ class LatentAutoencoder(nn.Module):
                 if slabs is None
                 else decode_slabs(self.decoder, raw, slabs=slabs, **how)
             )
-        return out if shape is None else out[(..., *(slice(n) for n in shape))]
+        for n, length in enumerate(shape or ()):
+            out = out.narrow(n + 2, 0, length)
+        return out
 
     def raw(self, latent: Tensor) -> Tensor:
         """Return what `decoder` reads, from a scaled latent."""

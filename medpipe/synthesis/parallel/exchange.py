@@ -105,7 +105,7 @@ class Exchange:
                 "the slabs are not one for each process", expected=str(self.size),
                 got=str(len(shares)),
             )  # fmt: skip
-        self.group = group if group is not None or self.size == 1 else dist.group.WORLD
+        self.group: Any = group if group is not None or self.size == 1 else dist.group.WORLD
         self.rank = dist.get_rank(self.group) if self.size > 1 else 0
         self.shares, self.axis, self.dim = tuple(shares), axis, axis + 2
         self.displaced, self.warmup = displaced, max(1, warmup)

@@ -239,7 +239,11 @@ class _SlabAttention(nn.Module):
             q, k, v = block.to_q(x), block.to_k(source), block.to_v(source)
         if context is None:
             k, v = self.exchange.gather(self.key, torch.cat([k, v], -1), 1).chunk(2, -1)
-        heads = (t.unflatten(-1, (block.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        wide = [t if block.attention_dtype is None else t.to(block.attention_dtype) for t in heads]
-        out = functional.scaled_dot_product_attention(*wide, scale=block.scale)
+        q, k, v = (self._heads(t) for t in (q, k, v))
+        out = functional.scaled_dot_product_attention(q, k, v, scale=block.scale)
         return block.out_proj(out.to(x.dtype).transpose(1, 2).flatten(2))
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        block = self.block
+        split = tokens.unflatten(-1, (block.num_heads, -1)).transpose(1, 2)
+        return split if block.attention_dtype is None else split.to(block.attention_dtype)
