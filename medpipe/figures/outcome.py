@@ -303,7 +303,7 @@ def decision_svg(curves: Sequence[Curve], treat_all: Curve, facts: Facts) -> str
     high = max(float(values.max()), max(treat_all.y), *bands, 0.01) * 1.08
     low = min(-0.25 * high, max(float(values.min()), -0.5 * high) * 1.05)
     end = max(max(c.x) for c in curves)
-    plot = Plot((0.0, max(end, 0.05)), (low, high), top, 250.0)
+    plot = Plot((0.0, max(end, 0.05)), (low, high), top, 250.0, left=LEFT + 10)
     inside = [
         f'<path class="axis" d="{plot.path(treat_all.x, treat_all.y)}" fill="none" {DASHED}/>',
         line("axis", plot.left, plot.y(0), plot.right, plot.y(0)),

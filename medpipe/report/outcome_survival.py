@@ -90,7 +90,8 @@ def _groups(evaluation: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     said = "no test: too few events"
     if number(test.get("p")) is not None:
         said = f"{test.get('method')}: p {_equal(test['p'])} ({len(rows)} groups)"
-    band = f"bands: {percent_of(evaluation)}" if any(len(r.low) for r in rows) else "no interval"
+    there = any(len(row.low) for row in rows)
+    band = f"bands: {percent_of(evaluation)}" if there else "no bands: groups of fewer than 20"
     facts = _facts(evaluation, part, f"thirds of out-of-fold risk; {said}; {band}")
     marks = numbers(groups.get("marks_days"))
     return survival_svg(rows, facts, marks=marks, horizon=horizon)

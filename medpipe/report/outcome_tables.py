@@ -187,6 +187,8 @@ def summary(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _spread(low: float, high: float) -> str:
     """Return what the interval of a calibration slope says of the spread of probabilities."""
+    if low <= 0 and high < 1:
+        return "the event is not shown to be more frequent where its probability is higher"
     if high < 1:
         return "the probabilities are too extreme"
     if low > 1:
@@ -212,8 +214,18 @@ def _test_sentence(evaluation: Mapping[str, Any], test: Mapping[str, Any]) -> li
         alone = low is not None and high is not None and not low <= 0 <= high
         why = "; the interval is of this comparison alone, of several" if alone else ""
         return [f"{a} against {b}: {found}{why}; no difference is shown."]
-    better, worse = (a, b) if difference > 0 else (b, a)
-    return [f"{better} ranks better than {worse}: {found}."]
+    if difference > 0:
+        return [f"{a} ranks better than {b}: {found}."]
+    turned = {"difference": -difference, **{k: _less(test.get(v)) for k, v in _TURNED}}
+    return _test_sentence(evaluation, {**test, **turned, "a": test.get("b"), "b": test.get("a")})
+
+
+_TURNED = (("low", "high"), ("high", "low"))
+
+
+def _less(value: Any) -> float | None:
+    found = number(value)
+    return None if found is None else -found
 
 
 def _equal(p: float) -> str:

@@ -164,7 +164,7 @@ def test_a_slope_that_tells_nothing_is_not_called_right(record: dict[str, Any]) 
     changed = json.loads(json.dumps(record))
     ct = next(m for m in changed["models"] if m["name"] == "ct")
     said = {}
-    for low, high in ((0.9, 1.1), (-0.3, 1.4), (0.2, 0.8), (1.2, 1.9)):
+    for low, high in ((0.9, 1.1), (-0.3, 1.4), (0.2, 0.8), (1.2, 1.9), (-0.5, 0.4)):
         ct["metrics"]["calibration_slope"] |= {"value": (low + high) / 2, "low": low, "high": high}
         said[low] = evaluation_page(changed)
     assert "no sign that probabilities are too extreme" in said[0.9]
@@ -172,6 +172,21 @@ def test_a_slope_that_tells_nothing_is_not_called_right(record: dict[str, Any]) 
     assert "no sign that" not in said[-0.3]
     assert "the probabilities are too extreme" in said[0.2]
     assert "the probabilities are too moderate" in said[1.2]
+    assert "not shown to be more frequent" in said[-0.5]
+
+
+def test_a_difference_is_told_from_the_better_model(record: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(record))
+    test = changed["tests"][0]
+    test |= {"difference": -0.2, "low": -0.3, "high": -0.1, "p": 0.001, "p_holm": 0.002}
+    names = {m["name"]: m["label"] for m in changed["models"]}
+    better, worse = names[test["b"]], names[test["a"]]
+    text = evaluation_page(changed)
+    assert f"{better} ranks better than {worse}: difference of AUROC 0.20 (0.10 to 0.30)" in text
+    test |= {"p": 0.03, "p_holm": 0.09}
+    text = evaluation_page(changed)
+    assert "difference of AUROC −0.20 (−0.30 to −0.10)" in text
+    assert "the interval is of this comparison alone, of several; no difference is shown" in text
 
 
 def test_real_data_are_not_called_simulated() -> None:
