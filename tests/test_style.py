@@ -53,6 +53,8 @@ HOST_ALLOWED = {
     ("centerline/prepare.py", "_host"),
     # trees are on the host: some numbers for each of their points cross
     ("centerline/sections.py", "_host"),
+    # statistics of generated sets are of the host: a number for each pair of cases crosses
+    ("synthesis/metrics/_figures.py", "to_host"),
 }
 """Functions that may bring a tensor to the host, and why."""
 

@@ -1,0 +1,125 @@
+"""Maps of t against scipy, permutations against all of them, and a shifted population."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sy_metric_sets import blobs
+
+from medpipe.errors import InputError, UsageError
+from medpipe.synthesis.metrics import realign, t_map, t_map_share
+from medpipe.synthesis.metrics.t_maps import _rows, _shares
+
+
+def noise(n, seed, shape=(4, 5, 6)):
+    return torch.from_numpy(np.random.default_rng(seed).normal(100, 1, (n, *shape)))
+
+
+def test_the_map_is_that_of_scipy():
+    a, b = noise(7, 0), noise(9, 1) * 1.01
+    expected = stats.ttest_ind(b.numpy(), a.numpy(), equal_var=False).statistic
+    assert t_map(a, b).numpy() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_map_in_blocks_and_where_nothing_varies(monkeypatch):
+    a, b = noise(6, 0), noise(6, 1)
+    a[:, 0, 0, 0] = b[:, 0, 0, 0] = 3
+    a[:, 1, 1, 1], b[:, 1, 1, 1] = 1, 2
+    whole = t_map(a, b)
+    assert whole[0, 0, 0] == 0
+    assert whole[1, 1, 1] == torch.inf
+    share = t_map_share(a, b, splits=3, permutations=20)
+    assert share.voxels == 119
+    monkeypatch.setattr("medpipe.synthesis.metrics.t_maps.HELD", 300)
+    assert t_map(a, b).numpy() == pytest.approx(whole.numpy(), rel=1e-9)
+    pieces = t_map_share(a, b, splits=3, permutations=20)
+    assert (pieces.all_cases, pieces.p) == pytest.approx((share.all_cases, share.p))
+    assert pieces.share.figure.value == pytest.approx(share.share.figure.value)
+
+
+def test_shares_are_those_of_the_maps():
+    a, b = noise(8, 0), noise(8, 1) + 0.7
+    both = torch.cat([a, b])
+    groups = [np.array([[0, 1, 4, 9, 12]]), np.array([[2, 3, 5, 15, 14]])]
+    found, voxels = _shares(a, b, _rows(groups[:1], 16), _rows(groups[1:], 16), 1.5, None)
+    expected = t_map(both[groups[0][0]], both[groups[1][0]]).abs() > 1.5
+    assert voxels == 120
+    assert found[0] == pytest.approx(float(expected.double().mean()))
+    inside = torch.zeros(4, 5, 6, dtype=torch.bool)
+    inside[1:, :2] = True
+    masked, count = _shares(a, b, _rows(groups[:1], 16), _rows(groups[1:], 16), 1.5, inside)
+    assert count == 36
+    assert masked[0] == pytest.approx(float(expected[inside].double().mean()))
+
+
+def test_the_probability_is_that_of_all_permutations():
+    a, b = noise(5, 3), noise(5, 4)
+    a[:4] -= 0.6
+    rows = [np.array([c]) for c in itertools.combinations(range(10), 5)]
+    rest = [np.array([[i for i in range(10) if i not in c[0]]]) for c in rows]
+    every, _ = _shares(a, b, _rows(rows, 10), _rows(rest, 10), 2.0, None)
+    found = t_map_share(a, b, threshold=2.0, splits=5, permutations=1500)
+    exact = (every >= every[0]).mean()
+    assert 0.02 < exact < 0.9
+    assert found.all_cases == pytest.approx(every[0])
+    assert found.p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1500))
+
+
+def share_after(real, synthetic, **options):
+    found = realign(real, synthetic, alignment="centre")
+    return t_map_share(found.real, found.synthetic, mask=found.inside, **options)
+
+
+def test_a_shifted_population_differs_before_and_not_after():
+    options = {"splits": 20, "permutations": 99, "threshold": 2.5}
+    real, other = blobs(24, 0), blobs(24, 1)
+    assert t_map_share(real, other, **options).p > 0.05
+    shifted = torch.roll(other, 2, 2)
+    before = t_map_share(real, shifted, **options)
+    assert before.p == 0.01
+    assert before.share.figure.low > before.share.floor.high
+    after = share_after(real, shifted, **options)
+    assert after.p > 0.05
+    assert after.share.figure.value <= after.share.floor.high
+    assert after.all_cases < before.all_cases / 5
+    # shifts of up to 2 voxels to all sides blur what is compared
+    anywhere = blobs(24, 1, shift=2.0)
+    assert t_map_share(real, anywhere, **options).p == 0.01
+    assert share_after(real, anywhere, **options).p > 0.05
+
+
+def test_the_same_moved_volume_comes_back_to_its_place():
+    volume = blobs(1, 0)
+    moved = torch.roll(volume, (2, -1, 1), (1, 2, 3))
+    a, b, inside = realign(volume, moved, spacing_mm=(1.0, 2.0, 0.5), alignment="centre")
+    assert (a - b)[0, inside].abs().max() < 0.02
+    assert (volume - moved)[0, inside].abs().max() > 0.3
+    # the volume moves back by 2, 1 and 1 voxels, and its counterpart by parts of one
+    assert inside.sum() >= 17 * 22 * 18
+    assert not inside[-1].any()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: t_map(noise(3, 0), noise(3, 0)[:, 1:]), InputError, "one shape"),
+        (lambda: t_map_share(noise(3, 0), noise(9, 0)), InputError, "4 or more"),
+        (lambda: t_map_share(noise(5, 0) * 0, noise(5, 0) * 0), InputError, "no voxel differs"),
+        (
+            lambda: t_map_share(noise(5, 0), noise(5, 0), mask=torch.ones(2, 2, 2)),
+            InputError,
+            "another grid",
+        ),
+        (lambda: t_map_share(noise(5, 0), noise(5, 0), threshold=0), UsageError, "threshold"),
+        (lambda: t_map_share(noise(5, 0), noise(5, 0), permutations=5), UsageError, "permutat"),
+        (lambda: realign(noise(5, 0), noise(5, 0), alignment="affine"), UsageError, "alignment"),
+        (lambda: realign(noise(5, 0), noise(5, 0), spacing_mm=(1, 1)), UsageError, "spacing"),
+    ],
+)
+def test_what_cannot_be_compared(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
