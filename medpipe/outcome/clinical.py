@@ -233,7 +233,8 @@ def _two_stages(
 
     Few cases carry few coefficients: those with a logit then decide on two, the logit of the
     network and the one of the covariates, taken out of inner folds. The sum is again linear
-    in the covariates; its standard errors do not know of the second stage.
+    in the covariates; its standard errors do not know of the second stage. Where nothing varies
+    among the cases with a logit, the covariates decide alone.
     """
     how: dict[str, Any] = {"inverse_penalty": inverse_penalty, "seed": seed}
     known = np.flatnonzero(np.isfinite(columns[CT_LOGIT]))
@@ -247,11 +248,17 @@ def _two_stages(
     within = np.empty(len(outcome))
     for k, test in enumerate(folds.test):
         train = folds.train(k)
-        inner = fit_clinical(_rows(rest, train), outcome[train], patients=patients[train], **how)
+        inside, share = _rows(rest, train), outcome[train].mean()
+        if not _terms(inside):  # all that is known there is how frequent the event is
+            within[test] = np.log(share / (1 - share))
+            continue
+        inner = fit_clinical(inside, outcome[train], patients=patients[train], **how)
         within[test] = inner.logit(_rows(rest, test))
     both = {CT_LOGIT: columns[CT_LOGIT][known], "clinical_logit": within[known]}
-    second = fit_clinical(both, outcome[known], **some)
     first = fit_clinical(rest, outcome, patients=patients, **how)
+    if not _terms(both):
+        return first
+    second = fit_clinical(both, outcome[known], **some)
     terms, intercept, weight = [], second.intercept, 0.0
     for term in second.terms:
         if term.name == CT_LOGIT:

@@ -17,9 +17,10 @@ from medpipe.io.nifti import read_nifti, write_nifti
 from medpipe.outcome import crossval
 from medpipe.outcome.bundle import read_bundle
 from medpipe.outcome.channels import ct_channels
+from medpipe.outcome.clinical import late_fusion
 from medpipe.outcome.cohort import Cohort
 from medpipe.outcome.crossval import CrossSettings
-from medpipe.outcome.folds import make_folds, write_folds
+from medpipe.outcome.folds import Folds, make_folds, write_folds
 from medpipe.outcome.network import OutcomeNetworkSettings
 from medpipe.outcome.plan import plan_study
 from medpipe.outcome.prepare import GridSettings
@@ -207,3 +208,19 @@ def test_covariates_that_cannot_be_learned_from_are_told_first(cohort):
     same = replace(table, covariates={"wfns": np.full(len(table), 3.0)})
     with pytest.raises(UsageError, match="no covariate varies in a training set"):
         plan_study(same, SETTINGS)
+
+
+def test_covariates_that_do_not_vary_within_a_fold_do_not_end_a_study():
+    """Two of one age are all that an inner fold has; a network says the same of everyone."""
+    ids = tuple(f"c{i}" for i in range(8))
+    outcome = np.array([1, 0, 1, 0] * 2)
+    table = Cohort(ids, ids, outcome, {"age_years": np.array([70.0, 70, 70, 60] * 2)})
+    folds = Folds((np.arange(4, 8), np.arange(4)), "")
+    logits = np.full((2, 8), np.nan)
+    logits[0, [0, 1, *range(4, 8)]] = logits[1, [*range(6)]] = 0.1
+    kinds = set()
+    for seed in range(8):  # of the inner folds
+        fused = late_fusion(table, folds, logits, seed=seed)
+        assert np.isfinite(fused.probability).all()
+        kinds |= {model.names for model in fused.models}
+    assert kinds == {("age_years",)}  # a log odds that does not vary has no weight
