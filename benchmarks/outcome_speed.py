@@ -311,7 +311,7 @@ def measured(part: str, scan: Path, device: str, repeats: int) -> dict[str, Any]
         print(f"{part} failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}")
         return None
     row = json.loads(done.stdout.splitlines()[-1])
-    memory = ", ".join(f"{row[k]} {k[:4]} MB" for k in ("host_mb", "gpu_mb") if k in row)
+    memory = f"{row['host_mb']} MB" + (f", GPU {row['gpu_mb']} MB" if "gpu_mb" in row else "")
     print(f"{part} (peak {memory})")
     for name, seconds in row["seconds"].items():
         ends = f"{seconds['min']:.3f} to {seconds['max']:.3f}"

@@ -12,7 +12,7 @@ from monai.data.meta_tensor import MetaTensor
 
 from medpipe.errors import StepError, UsageError
 from medpipe.geometry import affine_from_parts
-from medpipe.outcome.frame import VERTEX_MM, face_areas_cm2, find_pose, points_mm
+from medpipe.outcome.frame import VERTEX_MM, _Symmetry, face_areas_cm2, find_pose, points_mm
 from medpipe.outcome.prepare import small_copy
 from medpipe.phantoms.anatomy import Lesion, Subject
 from medpipe.phantoms.head_ct import HeadCT, ct_noise
@@ -136,6 +136,21 @@ def test_the_place_alone():
     image = MetaTensor(torch.zeros(1, 8, 8, 8), affine=torch.eye(4))
     with pytest.raises(StepError, match="mask of the head is empty"):
         find_pose(image, torch.zeros(8, 8, 8, dtype=torch.bool))
+
+
+def test_the_symmetry_of_a_plane_is_a_correlation_and_is_computed_once(monkeypatch):
+    """In the plane x = 0, and one voxel beside it, the mirror image is an array turned around."""
+    rng = np.random.default_rng(4)
+    values = rng.random((9, 6, 5)).astype(np.float32) + 0.1
+    found = _Symmetry(torch.from_numpy(np.stack([values, np.ones_like(values)]))[None], 2.0)
+    wanted = np.corrcoef(values.ravel(), values[::-1].ravel())[0, 1]
+    # mirrored at x = 1 voxel, voxel 0 lies outside on the other side
+    part = values[2:]
+    beside = np.corrcoef(part.ravel(), part[::-1].ravel())[0, 1]
+    planes = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    assert found.of(planes) == pytest.approx([wanted, beside], abs=1e-5)
+    monkeypatch.setattr(_Symmetry, "_correlations", None)
+    assert found.of(planes[::-1]) == pytest.approx([beside, wanted], abs=1e-5)
 
 
 def test_areas_on_the_faces_of_a_scan():
