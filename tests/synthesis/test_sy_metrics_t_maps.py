@@ -92,6 +92,25 @@ def test_a_shifted_population_differs_before_and_not_after():
     assert share_after(real, anywhere, **options).p > 0.05
 
 
+def test_rigid_realignment_undoes_turns_and_shifts():
+    from medpipe.steps._sampling import sample_grid
+
+    shape = (32, 36, 32)
+    real = blobs(2, 0, shape, noise=0.0, radii=(4, 12, 7))
+    angle, middle = np.deg2rad(10), np.array([15.5, 17.5, 15.5])
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    turn[:3, 3] = middle - turn[:3, :3] @ middle + [1.5, -1.0, 0.5]
+    moved = torch.stack(
+        [sample_grid(v[None], np.eye(4), turn, shape, "linear", 0.0, False)[0] for v in real]
+    )
+    centred = realign(real, moved, alignment="centre")
+    turned = realign(real, moved, alignment="rigid")
+    gap = [float((f[0] - f[1]).square().mean()) for f in ((real, moved), centred, turned)]
+    assert gap[1] < gap[0], gap
+    assert gap[2] < gap[1] / 2, gap
+
+
 def test_the_same_moved_volume_comes_back_to_its_place():
     volume = blobs(1, 0)
     moved = torch.roll(volume, (2, -1, 1), (1, 2, 3))
