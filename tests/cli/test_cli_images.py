@@ -84,6 +84,7 @@ def source(out: Path, case: str) -> dict[str, Any]:
     return json.loads((out / "cases" / case / "images.nii.gz.json").read_text())["source"]
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_folder_is_one_case_and_its_sidecars_are_part_of_it(
     workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -111,6 +112,7 @@ def test_a_folder_is_one_case_and_its_sidecars_are_part_of_it(
     assert [a["flip_angle_deg"] for a in source(out, "case0001")["acquisitions"]] == [20, 10]
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_file_is_one_case_with_its_sidecar(
     workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -123,6 +125,7 @@ def test_a_file_is_one_case_with_its_sidecar(
     assert source(out, "case0001")["acquisitions"][1] == {"echo_time_s": 0.2}
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_bids_dataset_gives_one_case_per_session_also_as_a_manifest(
     workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -151,6 +154,7 @@ def test_a_bids_dataset_gives_one_case_per_session_also_as_a_manifest(
     assert planned["counts"]["cached"] == 3
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_the_bids_command_takes_sessions(
     workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -169,6 +173,7 @@ def test_the_bids_command_takes_sessions(
     assert "no session with a folder anat" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_bad_set_is_one_line_that_names_no_file(
     workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

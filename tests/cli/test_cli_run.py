@@ -31,7 +31,10 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_manifest_runs_fails_where_it_must_and_resumes(
-    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    patients: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     manifest, out = patients / "cases.csv", tmp_path / "out"
     code, planned = run_json(capsys, "plan", "dicom-import", manifest, out)
@@ -53,6 +56,7 @@ def test_a_manifest_runs_fails_where_it_must_and_resumes(
     total = psutil.virtual_memory().total
     assert record["memory_gb"] == pytest.approx(0.9 * total / 2 / 1e9, rel=0.01)
 
+    request.getfixturevalue("cases_here")  # two workers did the first run; no more are needed
     code, planned = run_json(capsys, "plan", "dicom-import", manifest, out)
     assert planned["counts"]["cached"] == 4
     code, second = run_json(capsys, "run", "dicom-import", manifest, out)
@@ -70,6 +74,7 @@ def test_a_manifest_runs_fails_where_it_must_and_resumes(
     assert "missing_slices" in json.dumps(record)
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_two_shards_together_are_the_whole(
     patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +89,7 @@ def test_two_shards_together_are_the_whole(
     assert len(list(tmp_path.glob("cases/*/case.json"))) == 6
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_folder_and_a_file_need_no_manifest(
     patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +106,7 @@ def test_a_folder_and_a_file_need_no_manifest(
     assert table["image"]["mean"] == pytest.approx(data.mean(dtype=float), rel=1e-6)
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_folder_of_nifti_files_is_checked_file_by_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +119,7 @@ def test_a_folder_of_nifti_files_is_checked_file_by_file(
     assert all(failure["hint"] for failure in summary["failed"])
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_bids_dataset_becomes_a_derivative(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

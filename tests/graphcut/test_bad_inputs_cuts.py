@@ -295,6 +295,7 @@ def failures(text: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cases_here")
 def test_bad_seeds_fail_their_own_cases_only(tmp_path: Path, capsys):
     image, seeds = ball()
     im = write(tmp_path / "im.nii.gz", image)
@@ -330,6 +331,7 @@ def at_nan(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cases_here")
 def test_short_columns_fail_their_own_case_only(tmp_path: Path, capsys):
     image, _ = ball()
     rows = {
