@@ -17,12 +17,13 @@ def test_import_is_free_until_a_name_is_used() -> None:
         "import sys, medpipe.centerline as g; d = dir(g); "
         "heavy = {'torch', 'monai', 'numba', 'numpy', 'scipy'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
-        "from medpipe.centerline import extract_centerline; "
-        "assert 'torch' in sys.modules; print(extract_centerline.__module__, 'Centerlined' in d)"
+        "from medpipe.centerline import SwcNodes; "
+        "assert 'numpy' in sys.modules and 'monai' not in sys.modules; "
+        "print(SwcNodes.__module__, 'Centerlined' in d)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["medpipe.centerline.extract", "True"]
+    assert done.stdout.split() == ["medpipe.centerline.swc", "True"]
 
 
 @pytest.mark.parametrize("name", centerline.__all__)

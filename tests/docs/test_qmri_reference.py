@@ -10,6 +10,7 @@ from pathlib import Path
 
 import medpipe.qmri
 from medpipe.qmri import MODELS, QUANTITIES, SETTINGS, Protocol
+from medpipe.qmri.signals import _model
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "qmri.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -21,14 +22,16 @@ def examples(language: str) -> list[re.Match[str]]:
 
 def test_python_examples_run_from_top_to_bottom() -> None:
     assert len(examples("python")) >= 2
-    script = ""
-    for example in examples("python"):
-        # empty lines in front make a traceback name the line of the page
-        script += "\n" * (TEXT.count("\n", 0, example.start(1)) - script.count("\n"))
-        script += example.group(1)
-    # in a process of its own: the page registers a model
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    before, names = dict(MODELS), {}
+    try:
+        for example in examples("python"):
+            # empty lines in front make a traceback name the line of the page
+            lines = "\n" * TEXT.count("\n", 0, example.start(1))
+            exec(compile(lines + example.group(1), PAGE.name, "exec"), names)  # noqa: S102
+        assert len(MODELS) == len(before) + 1  # the page registers one
+    finally:
+        for name in set(MODELS) - set(before):
+            del _model._MODELS[name]
 
 
 def test_the_protocol_file_is_one() -> None:

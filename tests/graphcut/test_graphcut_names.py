@@ -17,12 +17,13 @@ def test_import_is_free_until_a_name_is_used() -> None:
         "import sys, medpipe.graphcut as g; d = dir(g); "
         "heavy = {'torch', 'monai', 'numba', 'numpy', 'scipy'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
-        "from medpipe.graphcut import min_cut; "
-        "assert 'torch' in sys.modules; print(min_cut.__module__, 'GraphCutd' in d)"
+        "from medpipe.graphcut import read_octexplorer; "
+        "assert 'numpy' in sys.modules and 'torch' not in sys.modules; "
+        "print(read_octexplorer.__module__, 'GraphCutd' in d)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["medpipe.graphcut.solve", "True"]
+    assert done.stdout.split() == ["medpipe.graphcut.octexplorer", "True"]
 
 
 @pytest.mark.parametrize("name", graphcut.__all__)

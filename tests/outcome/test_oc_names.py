@@ -17,8 +17,8 @@ def test_import_is_free_until_a_name_is_used() -> None:
         "import sys, medpipe.outcome as g; d = dir(g); "
         "heavy = {'torch', 'monai', 'numpy', 'scipy'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules); "
-        "from medpipe.outcome import predict_outcome; "
-        "assert 'torch' in sys.modules and 'evaluate' in d"
+        "from medpipe.outcome import read_cohort; "
+        "assert 'numpy' in sys.modules and 'torch' not in sys.modules and 'evaluate' in d"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
