@@ -1,0 +1,388 @@
+"""From noise to latents: sampling with a trained denoiser, and its training.
+
+The steps are those of MONAI's schedulers. A diffusion is sampled at some of the thousand
+times it was trained at; the scheduler is given the noise levels of those times alone, so that
+one of its steps leads from each to the next. (Left to itself, MONAI's `DDPMScheduler` goes
+back by one time at every step, however far apart the times are: 50 steps for a population of
+mean 0.7 and standard deviation 0.4 end at 0.1 and 0.9.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
+from monai.transforms.transform import Randomizable
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from medpipe.errors import UsageError
+from medpipe.seeds import derive_seed
+from medpipe.synthesis.autoencoder import enough_memory
+from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
+from medpipe.synthesis.latents import Latents
+from medpipe.synthesis.parallel.patches import PatchParallel, WholePart
+from medpipe.train import LoopSettings, train
+from medpipe.train.settings import Tell
+
+__all__ = ["LatentDraws", "SchedulerName", "sample_latents", "train_denoiser"]
+
+SchedulerName = Literal["rflow", "ddim", "ddpm", "pndm"]
+
+TIMES = 1000
+NOISE_LEVELS: dict[str, Any] = {
+    "num_train_timesteps": TIMES, "schedule": "scaled_linear_beta", "beta_start": 0.0015,
+    "beta_end": 0.0195,
+}  # fmt: skip
+"""Of diffusions of latents (Rombach et al., arXiv 2112.10752)."""
+
+
+class _FlowSteps:
+    """Euler's steps along the flow, at whole times.
+
+    MONAI's times are kept in half precision and its step cuts them to whole numbers: with
+    times that are not whole the steps would not add up to the whole way.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.scheduler = RFlowScheduler(TIMES, use_discrete_timesteps=True)
+        self.scheduler.set_timesteps(steps)
+        self.times: list[int] = self.scheduler.timesteps.tolist()
+        self.noisy = False
+
+    def step(self, k: int, predicted: Tensor, x: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the latent after step `k`."""
+        following = [*self.times, 0][k + 1]
+        return self.scheduler.step(predicted, self.times[k], x, following)[0]
+
+
+class _DiffusionSteps:
+    """Steps of a diffusion backwards, over some of its times."""
+
+    def __init__(self, name: str, steps: int, objective: str) -> None:
+        levels = DDPMScheduler(**NOISE_LEVELS).alphas_cumprod
+        kept = torch.linspace(TIMES - 1, 0, steps).round().long().flip(0)
+        self.noisy, self.velocity = name == "ddpm", objective == "velocity"
+        how: dict[str, Any] = {"num_train_timesteps": steps}  # all are given the noise
+        if name == "pndm":
+            self.scheduler: Any = PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=True, **how)
+        else:  # a latent is not between -1 and 1
+            kind = DDIMScheduler if name == "ddim" else DDPMScheduler
+            self.scheduler = kind(clip_sample=False, **how)
+        s = self.scheduler
+        s.alphas_cumprod = levels[kept]
+        s.alphas = s.alphas_cumprod / torch.cat([torch.ones(1), s.alphas_cumprod[:-1]])
+        s.betas = 1.0 - s.alphas
+        s.set_timesteps(steps)
+        self.places = list(range(steps - 1, -1, -1))
+        if name == "pndm":
+            # the first step is made twice: its second time is where both ends are known
+            self.places.insert(1, self.places[1])
+        self.times = [int(kept[place]) for place in self.places]
+
+    def step(self, k: int, predicted: Tensor, x: Tensor, noise: Tensor | None) -> Tensor:
+        """Return the latent after step `k`; `noise` is that of an ancestral step."""
+        s, place = self.scheduler, self.places[k]
+        level = s.alphas_cumprod[place]
+        if self.velocity:  # several steps are combined: noises may be added up, velocities not
+            predicted = level.sqrt() * predicted + (1 - level).sqrt() * x
+        if noise is None:
+            return s.step(predicted, place, x)[0]
+        before = s.alphas_cumprod[place - 1] if place else torch.ones(())
+        clean = (x - (1 - level).sqrt() * predicted) / level.sqrt()
+        mean = (before.sqrt() * s.betas[place] * clean
+                + s.alphas[place].sqrt() * (1 - before) * x) / (1 - level)  # fmt: skip
+        return mean + ((1 - before) / (1 - level) * s.betas[place]).sqrt() * noise
+
+
+def _steps(name: SchedulerName, steps: int, objective: str) -> _FlowSteps | _DiffusionSteps:
+    if name not in get_args(SchedulerName):
+        raise UsageError(
+            "unknown scheduler", expected=", ".join(get_args(SchedulerName)), got=str(name)
+        )
+    fewest = 4 if name == "pndm" else 1  # it combines four predictions
+    if not fewest <= steps <= TIMES:
+        raise UsageError("steps is wrong", expected=f"{fewest} to {TIMES}", got=str(steps))
+    if (name == "rflow") != (objective == "flow"):
+        raise UsageError(
+            "the scheduler does not fit the denoiser",
+            expected="rflow" if objective == "flow" else "ddim, ddpm or pndm",
+            got=name,
+        )
+    return _FlowSteps(steps) if name == "rflow" else _DiffusionSteps(name, steps, objective)
+
+
+def sample_latents(
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    values: Tensor | None = None,
+    present: Tensor | None = None,
+    *,
+    seeds: Sequence[int],
+    steps: int = 30,
+    scheduler: SchedulerName = "rflow",
+    guidance: float = 1.0,
+    parallel: PatchParallel | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Draw latents.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        Its device is where the latents are made.
+    shape : sequence of int
+        Spatial shape of a latent; see `LatentAutoencoder.grid`.
+    values, present : Tensor (B, conditions), optional
+        What is asked for; see `Denoiser.forward`.
+    seeds : sequence of int
+        One for each latent. The noise is drawn on the host from the seed of each: a latent
+        does not depend on the others of its batch, on the device, or on the processes.
+    steps : int
+        Of the scheduler; "pndm" takes 4 or more, and asks the denoiser once more.
+    scheduler : {"rflow", "ddim", "ddpm", "pndm"}
+        "rflow" for the objective "flow", the others for "velocity" and "noise".
+    guidance : float
+        1: as learned; above, conditions are exaggerated (each step costs two evaluations);
+        0: conditions are ignored.
+    parallel : PatchParallel, optional
+        Share the work among processes.
+    progress : callable, optional
+        Told how many evaluations are done, and of how many.
+
+    Returns
+    -------
+    Tensor (B, latent_channels, h, w, d)
+        Scaled as the latents of the training; every process gets all of it.
+
+    Raises
+    ------
+    UsageError
+        If scheduler and denoiser do not fit, or there is not one seed for each condition.
+    ResourceError
+        If the memory of the device does not suffice.
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise UsageError("the shape is wrong", expected="three extents", got=str(tuple(shape)))
+    if not seeds or (values is not None and len(values) != len(seeds)):
+        raise UsageError("there is not one seed for each latent", got=str(len(seeds)))
+    way = _steps(scheduler, steps, denoiser.settings.objective)
+    own = next(denoiser.parameters())
+    noise = _Noise(seeds, (denoiser.settings.latent_channels, *shape))
+    training = denoiser.training
+    denoiser.eval()
+    try:
+        with (
+            torch.no_grad(),
+            enough_memory("draw fewer at once, or share the work among devices"),
+        ):
+            part = (
+                WholePart(denoiser)
+                if parallel is None
+                else parallel.part(denoiser, shape, denoiser.stride)
+            )
+            guided = _Guided(part.module, values, present, guidance, own)
+            x = part.cut(noise.draw()).to(own)
+            for k, time in enumerate(way.times):
+                part.begin(k, len(way.times))
+                fresh = part.cut(noise.draw()).to(own) if way.noisy else None
+                x = way.step(k, guided(x, time), x, fresh)
+                if progress is not None:
+                    progress(k + 1, len(way.times))
+            return part.join(x)
+    finally:
+        denoiser.train(training)
+
+
+class _Noise:
+    """Normal numbers of each case from its own seed, on the host."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self.made = [torch.Generator().manual_seed(derive_seed(s, "latent")) for s in seeds]
+
+    def draw(self) -> Tensor:
+        """Return the next numbers of all cases (B, C, h, w, d)."""
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.made])
+
+
+class _Guided:
+    """A denoiser with what it is told, and how much that counts."""
+
+    def __init__(
+        self, module: nn.Module, values: Tensor | None, present: Tensor | None, guidance: float,
+        like: Tensor,
+    ) -> None:  # fmt: skip
+        self.module, self.guidance = module, guidance
+        self.values = None if values is None else values.to(like)
+        known = torch.ones(()) if values is None else torch.ones_like(values)
+        self.present = (known if present is None else present).to(like.device).bool()
+
+    def __call__(self, x: Tensor, time: float) -> Tensor:
+        """Return the prediction at a time."""
+        times = torch.full((len(x),), float(time), device=x.device, dtype=x.dtype)
+        if self.values is None or self.guidance == 0.0:
+            return self.module(x, times)
+        if self.guidance == 1.0:
+            return self.module(x, times, self.values, self.present)
+        nothing = torch.zeros_like(self.present)
+        both = self.module(
+            torch.cat([x, x]), times.repeat(2), self.values.repeat(2, 1),
+            torch.cat([self.present, nothing]),
+        )  # fmt: skip
+        told, untold = both.chunk(2)
+        return untold + self.guidance * (told - untold)
+
+
+class LatentDraws(Dataset[Any], Randomizable):
+    """Noisy latents and what a denoiser shall predict from them.
+
+    Each time a latent is used, its own noise, the noise of the diffusion, the time and
+    whether conditions are hidden are drawn on the host, from the seed of the sample alone.
+
+    Parameters
+    ----------
+    latents : Latents
+    objective : {"flow", "velocity", "noise"}
+        See `DenoiserSettings`.
+    hide : float
+        Share of samples whose conditions are all hidden.
+    times : {"uniform", "logit-normal"}
+        How times are drawn: evenly, or more often in the middle (Esser et al., arXiv
+        2403.03206).
+    """
+
+    def __init__(
+        self, latents: Latents, objective: str, *, hide: float = 0.1,
+        times: Literal["uniform", "logit-normal"] = "uniform",
+    ) -> None:  # fmt: skip
+        if not 0.0 <= hide <= 1.0:
+            raise UsageError("hide is wrong", expected="a share, 0 to 1", got=str(hide))
+        if times not in ("uniform", "logit-normal"):
+            raise UsageError("unknown times", expected="uniform or logit-normal", got=str(times))
+        self.latents, self.objective, self.hide, self.times = latents, objective, hide, times
+        self.scheduler: Any = (
+            RFlowScheduler(TIMES) if objective == "flow" else DDPMScheduler(**NOISE_LEVELS)
+        )
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
+        s = self.latents
+        share = float(self.R.uniform())
+        if self.times == "logit-normal":
+            share = 1.0 / (1.0 + math.exp(-float(self.R.standard_normal())))
+        time = torch.tensor([share * TIMES if self.objective == "flow" else int(share * TIMES)])
+        hidden = bool(self.R.uniform() < self.hide)
+        own, noise = (self._normal(s.mean[index]) for _ in range(2))
+        latent = (s.mean[index] + s.sigma[index] * own)[None]
+        noisy = self.scheduler.add_noise(latent, noise[None], time)[0]
+        target = {
+            "flow": lambda: latent - noise,
+            "velocity": lambda: self.scheduler.get_velocity(latent, noise[None], time),
+            "noise": lambda: noise[None],
+        }[self.objective]()[0]
+        present = s.present[index] & (not hidden)
+        inputs = {"latent": noisy, "time": time[0].float(), "values": s.values[index]}
+        return inputs | {"present": present}, target
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.from_numpy(self.R.standard_normal(tuple(like.shape))).to(like)
+
+
+class _Told(nn.Module):
+    """A denoiser that is called with a dict."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Return the prediction."""
+        return self.denoiser(**inputs)
+
+
+def train_denoiser(
+    latents: Latents,
+    settings: DenoiserSettings,
+    training: LoopSettings,
+    *,
+    validation: Latents | None = None,
+    hide: float = 0.1,
+    times: Literal["uniform", "logit-normal"] = "uniform",
+    device: str | torch.device = "auto",
+    checkpoint: str | Path | None = None,
+    progress: Tell | None = None,
+) -> Denoiser:
+    """Train a denoiser on latents.
+
+    Parameters
+    ----------
+    latents : Latents
+        On the host; see `encode_latents`.
+    settings : DenoiserSettings
+    training : LoopSettings
+        An average of the weights (``ema_decay``) makes better samples.
+    validation : Latents, optional
+        To choose the best weights by; its metric is the mean squared error at times and with
+        noise that are the same at every validation.
+    hide, times
+        See `LatentDraws`.
+    device, checkpoint, progress
+        See `medpipe.train.train`.
+
+    Returns
+    -------
+    Denoiser
+        In evaluation mode, on `device`, with `facts`.
+
+    Raises
+    ------
+    UsageError
+        If the latents do not have the channels and conditions of `settings`.
+    UsageError, StepError, StoreError
+        See `medpipe.train.train`.
+    """
+    for some in (latents, validation or latents):
+        found = (some.mean.shape[1], some.values.shape[1])
+        if found != (settings.latent_channels, settings.conditions):
+            raise UsageError(
+                "the latents are not those of the settings",
+                expected=f"{settings.latent_channels} channels, {settings.conditions} conditions",
+                got=f"{found[0]} and {found[1]}",
+            )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        denoiser = Denoiser(settings)
+    how: dict[str, Any] = {"hide": hide, "times": times}
+    with enough_memory("take a smaller batch"):
+        result = train(
+            _Told(denoiser),
+            functional.mse_loss,
+            LatentDraws(latents, settings.objective, **how),
+            training,
+            validation=(
+                None
+                if validation is None
+                else LatentDraws(validation, settings.objective, hide=0.0)
+            ),
+            device=device,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    denoiser.autoencoder = latents.autoencoder
+    denoiser.facts = {
+        "training": asdict(training),
+        **how,
+        "history": list(result.history),
+        "best": result.best_metric if math.isfinite(result.best_metric) else None,
+        "best_iteration": result.best_iteration,
+    }
+    return denoiser.eval()
