@@ -199,6 +199,7 @@ class Tokeniser(nn.Module):
         h, w, d = (-(-int(n) // self.stride) for n in shape)
         return h, w, d
 
+    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """Return the codes (B, h, w, d) int64 of volumes (B, C, I, J, K).
 

@@ -172,6 +172,31 @@ class TokeniserModel:
         content = pack_weights(self.tokeniser.state_dict(), _json(asdict(self.settings)))
         return hashlib.sha256(content).hexdigest()
 
+    def encode(self, samples: Sequence[Any]) -> Tensor:
+        """Return the codes (n, h, w, d) int64 that a prior is trained with.
+
+        Parameters
+        ----------
+        samples : sequence
+            Volumes of one size, as `train_tokeniser` takes them; one is in memory at a time.
+
+        Raises
+        ------
+        UsageError
+            If there are none.
+        InputError
+            If a sample cannot be used or is of another size; its number is named.
+        ResourceError
+            If one does not fit in memory.
+        """
+        if not len(samples):
+            raise UsageError("nothing to encode", expected="at least one volume")
+        known = self.settings
+        data = TokeniserSamples(samples, known.image_channels, known.label_classes)
+        where = self.tokeniser.codebook.vectors.device
+        pairs = (data[number] for number in range(len(data)))
+        return torch.cat([self.tokeniser.encode(x[None].to(where)) for x, _ in pairs])
+
     def to_bytes(self, facts: dict[str, Json] | None = None, *, half: bool = False) -> bytes:
         """Return the content of a safetensors file, with all settings in its header.
 

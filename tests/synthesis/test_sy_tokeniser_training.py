@@ -123,6 +123,20 @@ def test_the_file_is_the_model(learned, tmp_path):
         TokeniserModel.read(file)
 
 
+def test_codes_of_many_volumes_are_those_of_each(learned):
+    model, _ = learned
+    samples = blobs(3)
+    codes = model.encode(samples)
+    assert codes.shape == (3, 4, 3, 4)
+    for row, (image, labels) in zip(codes, samples, strict=True):
+        one_hot = np.concatenate([image, 1 - labels, labels]).astype(np.float32)
+        assert torch.equal(row, model.tokeniser.encode(torch.from_numpy(one_hot)[None])[0])
+    with pytest.raises(InputError, match="sample 3: the volumes are not of one size"):
+        model.encode([*samples, *blobs(1, (12, 12, 12))])
+    with pytest.raises(UsageError, match="nothing to encode"):
+        model.encode([])
+
+
 def test_measures_are_those_computed_by_hand():
     torch.manual_seed(0)
     net = Tokeniser(replace(NETWORK, codes=4))
