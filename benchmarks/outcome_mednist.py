@@ -76,7 +76,9 @@ def main() -> None:
         learning_rate=5e-3,
         validate_every=40,
         patience=None,
-        augmentation=Augmentation(mirror_axes=(1,)),
+        augmentation=Augmentation(
+            mirror_axes=(1,), rotate_deg=15.0, scale=(0.85, 1.25), gamma=(0.7, 1.5)
+        ),
         seed=args.seed,
     )
 

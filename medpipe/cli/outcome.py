@@ -47,7 +47,7 @@ def outcome_train(
     spacing_mm: Annotated[float | None, Parameter(group=_TRAINING)] = None,
     size_voxels: Annotated[tuple[int, int, int] | None, Parameter(group=_TRAINING)] = None,
     architecture: Annotated[
-        Literal["densenet121", "small"], Parameter(group=_TRAINING)
+        Literal["densenet121", "small", "local"], Parameter(group=_TRAINING)
     ] = "densenet121",
     preset: Annotated[Literal["windows", "paper"], Parameter(group=_TRAINING)] = "windows",
     loss: Annotated[
@@ -58,6 +58,7 @@ def outcome_train(
     iterations: Annotated[int, Parameter(group=_TRAINING)] = 1500,
     batch_size: Annotated[int, Parameter(group=_TRAINING)] = 4,
     learning_rate: Annotated[float, Parameter(group=_TRAINING)] = 3e-4,
+    validation_share: Annotated[float, Parameter(group=_TRAINING)] = 0.15,
     folds: Annotated[int, Parameter(group=_TRAINING)] = 5,
     by_site: Annotated[bool, Parameter(group=_TRAINING)] = False,
     recalibration: Annotated[
@@ -116,8 +117,9 @@ def outcome_train(
         Of cubic voxels, in place of the grid's own.
     size_voxels : three int, optional
         In place of the grid's own.
-    architecture : {"densenet121", "small"}
-        "small" has a hundredth of the weights, for CPUs.
+    architecture : {"densenet121", "small", "local"}
+        "small" has a hundredth of the weights, for CPUs; "local" still fewer, and looks at
+        parts of the head: for cohorts of a few hundred.
     preset : {"windows", "paper"}
         Channels: brain, blood and bone, or 0 to 100 HU three times.
     loss : {"cross-entropy", "weighted", "focal", "survival"}
@@ -131,6 +133,9 @@ def outcome_train(
         Steps of a fold's training and CTs in each.
     learning_rate : float
         Its largest value.
+    validation_share : float
+        Of the patients that a network may learn from, set aside to stop it in time; 0 (with
+        --nested) trains with all of them for as long as it is told.
     folds : int
         Parts of the cohort.
     by_site : bool
@@ -164,8 +169,8 @@ def outcome_train(
     times: dict[str, Any] = {"interval_days": tuple(interval_days)} if interval_days else {}
     training = OutcomeTraining(
         preset=preset, loss=loss, iterations=iterations, batch_size=batch_size,
-        learning_rate=learning_rate, folds=folds, seed=seed, size_voxels=chosen.size_voxels,
-        spacing_mm=chosen.spacing_mm, **times,
+        learning_rate=learning_rate, validation_share=validation_share, folds=folds, seed=seed,
+        size_voxels=chosen.size_voxels, spacing_mm=chosen.spacing_mm, **times,
     )  # fmt: skip
     outputs = len(training.interval_days) if loss == "survival" else 2
     settings = CrossSettings(
@@ -309,7 +314,8 @@ def _say(evaluation: dict[str, Any], page: Path, out: Path) -> None:
     to.print(f"{evaluation['n']} cases, {evaluation['events']} events{said}, out of fold:")
     figures = {m["label"] + ": AUROC": m["metrics"].get("auroc") for m in evaluation["models"]}
     times = (evaluation["survival"] or {}).get("figures", {})
-    figures |= {f"CT alone: {name}": figure for name, figure in times.items()}
+    concordance = {k: v for k, v in times.items() if k.startswith("Concordance")}
+    figures |= {f"CT alone: {name}": figure for name, figure in concordance.items()}
     for name, figure in figures.items():
         if not figure or figure["value"] is None:
             continue

@@ -30,6 +30,9 @@ __all__ = ["Augmentation", "RandGrid", "contrast_changes", "shape_changes"]
 class Augmentation:
     """How training samples are changed.
 
+    The defaults suit CT, where millimetres and HU mean something: sizes and brightness that
+    differ much between samples would hide how much blood there is.
+
     Parameters
     ----------
     probability : float
@@ -52,11 +55,11 @@ class Augmentation:
 
     probability: float = 0.5
     mirror_axes: tuple[int, ...] = (0,)
-    rotate_deg: float = 15.0
-    scale: tuple[float, float] = (0.85, 1.25)
+    rotate_deg: float = 10.0
+    scale: tuple[float, float] = (0.95, 1.05)
     elastic_share: float = 0.01
     elastic_points: int = 6
-    gamma: tuple[float, float] = (0.7, 1.5)
+    gamma: tuple[float, float] = (0.9, 1.1)
     noise_sd: float = 0.0
 
     def __post_init__(self) -> None:

@@ -122,6 +122,7 @@ class OutcomeTraining:
             "clip_norm": None,
             "validate_every": 40,
             "patience": 12,
+            "augmentation": Augmentation(rotate_deg=15.0, scale=(0.85, 1.25), gamma=(0.7, 1.5)),
         }
         return cls(**(known | changes))
 

@@ -76,7 +76,7 @@ def test_the_small_network_has_a_hundredth_of_the_weights(dims):
     assert net(torch.rand(2, 2, *[16] * dims)).shape == (2, 5)
 
 
-@pytest.mark.parametrize("architecture", ["small", "densenet121"])
+@pytest.mark.parametrize("architecture", ["small", "local", "densenet121"])
 def test_the_extent_of_the_features_is_foreseen(architecture):
     net = network(2, architecture)
     for n in (net.least_voxels, 30, 33, 47):
@@ -105,7 +105,8 @@ def test_a_frozen_encoder_learns_nothing_and_keeps_its_statistics():
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dotted"), [("small", False), ("small", True), ("densenet121", False)]
+    ("architecture", "dotted"),
+    [("small", False), ("small", True), ("local", False), ("densenet121", False)],
 )
 def test_a_volume_constant_in_depth_gives_the_features_of_the_picture(architecture, dotted):
     flat, deep = network(2, architecture, seed=1), network(3, architecture, seed=2)
