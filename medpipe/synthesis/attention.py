@@ -17,7 +17,7 @@ computed without it: inputs are cut into blocks, every query meets the keys of i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -39,6 +39,8 @@ Take = Callable[[Tensor], Tensor]
 
 CHUNK = 4_000_000
 """So many scores are held at a time: 16 MB, what a cache of the processor takes."""
+ROWS = 64
+"""So many queries of a block at a time: fewer scores are computed that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -243,28 +245,48 @@ class _Blockwise:
         q = self._cut(q * d**-0.5)
         k_local, v_local = self._local(k), self._local(v)
         rest, take = self._rest(q, k, v)
-        some = max(CHUNK // (q.shape[0] * q.shape[1] * self.block * self.keys.shape[1]), 1)
+        whole = q.shape[0] * q.shape[1] * self.blocks * self.block * self.keys.shape[1] <= CHUNK
         parts, shares = [], []
-        for first in range(0, self.blocks, some):
-            chosen = slice(first, first + some)
-            held = tuple(t[:, :, chosen] for t in (q, k_local, v_local, rest))
-            within = partial(self._within, chosen)
-            out, share = _recomputed(within, *held) if some < self.blocks else within(*held)
-            parts.append(out)
-            shares.append(share)
-        found = torch.cat(parts, dim=2) + take(torch.cat(shares, dim=2))
-        return found.flatten(2, 3)[:, :, :length]
+        for first in range(0, self.block, ROWS):
+            found = [
+                within(*held) if whole else _recomputed(within, *held)
+                for within, held in self._chunks(first, q, k_local, v_local, rest)
+            ]
+            parts.append(torch.cat([out for out, _ in found], dim=2))
+            shares.append(torch.cat([share for _, share in found], dim=2))
+        taken = torch.cat(parts, dim=3) + take(torch.cat(shares, dim=3))
+        return taken.flatten(2, 3)[:, :, :length]
+
+    def _chunks(
+        self, first: int, q: Tensor, k: Tensor, v: Tensor, rest: Tensor
+    ) -> Iterator[tuple[Callable[..., Any], tuple[Tensor, ...]]]:
+        """Yield what to call, and with what, for queries `first` and on of some blocks."""
+        last = min(first + ROWS, self.block)
+        strided = self.pattern.kind == "strided"
+        low, high = (first, self.block + last) if strided else (0, last)
+        some = max(CHUNK // (q.shape[0] * q.shape[1] * (last - first) * (high - low)), 1)
+        for block in range(0, self.blocks, some):
+            at = slice(block, block + some)
+            i, j = self.inputs[at, first:last, None], self.keys[at, None, low:high]
+            # all queries see the keys of their block before the first of them
+            within = partial(self._within, i, j, 0 if strided else first)
+            queries, others = q[:, :, at, first:last], rest[:, :, at, first:last]
+            yield within, (queries, k[:, :, at, low:high], v[:, :, at, low:high], others)
 
     def _within(
-        self, chosen: slice, q: Tensor, k: Tensor, v: Tensor, rest: Tensor
+        self, i: Tensor, j: Tensor, seen: int, q: Tensor, k: Tensor, v: Tensor, rest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return what queries take within some blocks, and the shares of the other keys."""
-        i, j = self.inputs[chosen, :, None], self.keys[chosen, None, :]
-        hidden = j > i
+        """Return what queries take from keys near them, and the shares of the other keys.
+
+        The first `seen` keys are seen by all queries.
+        """
+        edge = j[..., seen:]
+        hidden = edge > i
         if self.pattern.kind == "strided":
-            hidden |= (j < 0) | (i - j > self.block)
-        scores = self._biased(q @ k.transpose(-1, -2), i, j).masked_fill(hidden, -torch.inf)
-        shares = torch.cat([scores, rest], dim=-1).softmax(dim=-1)
+            hidden = hidden | (edge < 0) | (i - edge > self.block)
+        scores = self._biased(q @ k.transpose(-1, -2), i, j)
+        partly = scores[..., seen:].masked_fill(hidden, -torch.inf)
+        shares = torch.cat([scores[..., :seen], partly, rest], dim=-1).softmax(dim=-1)
         return shares[..., : j.shape[-1]] @ v, shares[..., j.shape[-1] :]
 
     def _cut(self, x: Tensor) -> Tensor:

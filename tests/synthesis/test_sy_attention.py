@@ -37,9 +37,10 @@ def pattern(request):
     return request.param
 
 
-@pytest.fixture(params=[4_000_000, 1], ids=["at once", "block by block"])
+@pytest.fixture(params=[(4_000_000, 64), (200, 4)], ids=["at once", "in parts"])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", request.param)
+    monkeypatch.setattr(attention, "CHUNK", request.param[0])
+    monkeypatch.setattr(attention, "ROWS", request.param[1])
 
 
 def tensors(pattern, requires_grad=False):
