@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -20,7 +21,11 @@ from medpipe.phantoms.vessel_tree import small_tree
 AFFINE = np.diag([-0.7, -0.7, 0.9, 1.0])
 
 
+Medpipe = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
 def medpipe(*args: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user does."""
     words = [sys.executable, "-m", "medpipe", *map(str, args)]
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -135,19 +140,18 @@ def test_the_page_shows_the_tree_and_holds_all_it_needs(batch: tuple[Path, str])
     assert page.index('alt="Picture tree.svg') < page.index("data:image/png")
 
 
-def test_points_and_options_by_set(batch: tuple[Path, str]) -> None:
+def test_points_and_options_by_set(batch: tuple[Path, str], medpipe_here: Medpipe) -> None:
     """A point outside fails the case in a line; a root inside is where the tree starts."""
     folder = batch[0]
     for path in ("OUT2", "OUT3"):
         shutil.rmtree(folder / path, ignore_errors=True)
     far = ["--set", "centerline.endpoint_points_mm=[[500.0, 0.0, 0.0]]"]
-    done = medpipe("run", "centerline", "good.nii.gz", "OUT2", *far, folder=folder)
-    assert done.returncode != 0
+    done = medpipe_here("run", "centerline", "good.nii.gz", "OUT2", *far, folder=folder)
+    assert done.returncode == 4
     assert "endpoint 1 lies" in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
     point = (AFFINE @ [14, 11, 35, 1])[:3].tolist()
     near = ["--set", f"centerline.root_points_mm=[{point}]"]
-    done = medpipe("run", "centerline", "good.nii.gz", "OUT3", *near, folder=folder)
+    done = medpipe_here("run", "centerline", "good.nii.gz", "OUT3", *near, folder=folder)
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "OUT3" / "cases").glob("*/tree.json")
     tree = CenterlineTree.from_json(path.read_bytes())
@@ -163,23 +167,22 @@ def test_points_and_options_by_set(batch: tuple[Path, str]) -> None:
     ],
 )
 def test_wrong_settings_are_said_before_or_with_the_first_case(
-    batch: tuple[Path, str], change: str, message: str
+    tmp_path: Path, medpipe_here: Medpipe, change: str, message: str
 ) -> None:
-    out = "BAD" + re.sub(r"\W", "_", change)
-    done = medpipe(
-        "run", "centerline", "good.nii.gz", out, "--set", change, folder=batch[0]
+    save(tmp_path / "good.nii.gz", tube())
+    done = medpipe_here(
+        "run", "centerline", "good.nii.gz", "OUT", "--set", change, folder=tmp_path
     )  # fmt: skip
     assert done.returncode == 2
     assert message in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_an_ostium_is_where_the_root_is(tmp_path: Path) -> None:
+def test_an_ostium_is_where_the_root_is(tmp_path: Path, medpipe_here: Medpipe) -> None:
     phantom = small_tree(5, ostium=True)
     save(tmp_path / "mask.nii.gz", phantom.mask.astype(np.uint8), phantom.affine)
     save(tmp_path / "aorta.nii.gz", np.asarray(phantom.ostium, np.uint8), phantom.affine)
     (tmp_path / "cases.csv").write_text("case_id,mask,ostium\na,mask.nii.gz,aorta.nii.gz\n")
-    done = medpipe("run", "centerline", "cases.csv", "OUT", folder=tmp_path)
+    done = medpipe_here("run", "centerline", "cases.csv", "OUT", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     tree = CenterlineTree.from_json((tmp_path / "OUT/cases/a/tree.json").read_bytes())
     assert len(tree.roots) == 1
@@ -188,15 +191,15 @@ def test_an_ostium_is_where_the_root_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cta", "airway"])
-def test_from_an_image_to_measures(tmp_path: Path, kind: str) -> None:
+def test_from_an_image_to_measures(tmp_path: Path, medpipe_here: Medpipe, kind: str) -> None:
     """As a new user: simulated image, workflow, results."""
     workflow = {"cta": "vessel-centerline", "airway": "airway-centerline"}[kind]
     size = {"cta": 96, "airway": 112}[kind]
-    done = medpipe(
+    done = medpipe_here(
         "data", "vessels", "F", "--kind", kind, "--cases", 1, "--size", size, folder=tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = medpipe("run", workflow, "F/cases.csv", "OUT", folder=tmp_path)
+    done = medpipe_here("run", workflow, "F/cases.csv", "OUT", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "OUT" / "cases" / "t01"
     truth = np.loadtxt(tmp_path / "F" / "t01" / "centerline.swc")
@@ -216,11 +219,11 @@ def test_from_an_image_to_measures(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.real_data
-def test_a_real_aorta(tmp_path: Path, real_data: Path) -> None:
+def test_a_real_aorta(tmp_path: Path, medpipe_here: Medpipe, real_data: Path) -> None:
     mask = real_data / "aorta_ct" / "aorta_aorta.nii.gz"
     if not mask.is_file():
         pytest.skip("the image is absent")
-    done = medpipe("run", "centerline", mask, "OUT", "--case-id", "a", folder=tmp_path)
+    done = medpipe_here("run", "centerline", mask, "OUT", "--case-id", "a", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     tree = CenterlineTree.from_json((tmp_path / "OUT/cases/a/tree.json").read_bytes())
     inside = np.asarray(nib.load(mask).dataobj) > 0
