@@ -6,7 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 WORKERS ?= 2
-PYTEST_ARGS ?= -n $(WORKERS)
+# neighbouring tests stay on one worker, and with them what they share
+PYTEST_ARGS ?= -n $(WORKERS) --dist worksteal
 
 .PHONY: help demo test lint format environment wheel-check benchmarks clean
 .DEFAULT_GOAL := help
