@@ -183,7 +183,7 @@ def symmetric(
 
 
 def bootstrapped(
-    samples: Sequence[Floats],
+    samples: Sequence[NDArray[Any]],
     statistic: Callable[..., Any],
     *,
     resamples: int,

@@ -86,10 +86,10 @@ def condition_agreement(
     error = bootstrapped((np.abs(gap),), np.mean, resamples=resamples, seed=seed, level=level)
     spread = float(gap.std(ddof=1)) / x.size**0.5
     bias = symmetric(float(gap.mean()), spread, x.size, "Student's t", level=level, df=x.size - 1)
-    ranks = [stats.rankdata(v) for v in (x, y)]
+    rank_x, rank_y = stats.rankdata(x), stats.rankdata(y)
     return Agreement(
         pearson=_correlation(x, y, "Pearson, Fisher's z", level, rank=False),
-        spearman=_correlation(*ranks, "Spearman, Bonett and Wright", level, rank=True),
+        spearman=_correlation(rank_x, rank_y, "Spearman, Bonett and Wright", level, rank=True),
         slope=_slope(x, y, level),
         error=error,
         bias=bias,

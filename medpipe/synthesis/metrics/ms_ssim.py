@@ -259,7 +259,7 @@ def _draw_pairs(n: int, pairs: int, seed: int) -> NDArray[np.int64]:
 def _dyadic_error(values: Floats, pairs: NDArray[np.int64], n: int) -> float:
     """Return the standard error of a mean over pairs, of which some share a case."""
     away = values - values.mean()
-    by_case = sum(np.bincount(pairs[:, side], away, minlength=n) for side in (0, 1))
+    by_case = np.bincount(pairs[:, 0], away, n) + np.bincount(pairs[:, 1], away, n)
     shared = float((by_case**2).sum() - (away**2).sum()) / len(values) ** 2
     alone = float((away**2).sum()) / len(values) ** 2
     return float(np.sqrt(max(shared, alone) * n / (n - 1)))

@@ -172,7 +172,7 @@ def privacy_of_distances(
     check_level(level)
     if not 0 < limit < 1:
         raise UsageError("the limit is a share", expected="0 < limit < 1", got=f"{limit:g}")
-    options = {"resamples": resamples, "seed": seed, "level": level}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
     near, new = to_train.min(axis=1), held_out_to_train.min(axis=1)
     known, others = _without_self(within_train), _without_self(within_held_out)
     smallest_real = float(min(new.min(), known.min(), others.min()))

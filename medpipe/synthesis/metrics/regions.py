@@ -135,7 +135,7 @@ def _compare(
     n, m = a.size, b.size
     test = stats.ttest_ind(b, a, equal_var=False)
     df, errors = float(test.df), (a.std(ddof=1) / n**0.5, b.std(ddof=1) / m**0.5)
-    options = {"resamples": resamples, "seed": seed, "level": level}
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
     means = [
         symmetric(float(x.mean()), float(e), x.size, "Student's t", level=level, df=x.size - 1)
         for x, e in zip((a, b), errors, strict=True)

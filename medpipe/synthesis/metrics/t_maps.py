@@ -159,11 +159,11 @@ def _registered(volume: torch.Tensor, place: Affine, fixed: torch.Tensor, grid: 
     """
     extent = min(n * s for n, s in zip(fixed.shape, np.diag(grid)[:3], strict=True))
     larger = np.diag([max(1.0, FIELD_MM / extent)] * 3 + [1.0])
-    pair = [
+    target, moving = (
         MetaTensor(values[None], affine=torch.as_tensor(larger @ affine))
         for values, affine in ((fixed, grid), (volume, place))
-    ]
-    matrix, _ = register_images(*pair, "rigid", "correlation", "identity", seed=1)
+    )
+    matrix, _ = register_images(target, moving, "rigid", "correlation", "identity", seed=1)
     return np.asarray(np.linalg.solve(matrix @ larger, larger @ place), np.float64)
 
 

@@ -133,8 +133,8 @@ def _crossed_mean(table: Floats, level: float) -> Interval:
     method = f"t over {seeds} seeds" + (f" and {cases} cases, crossed" if cases > 1 else "")
     half = float(np.sqrt(_crossed_sum(squares * stats.t.ppf(0.5 + level / 2, df) ** 2)))
     se = float(np.sqrt(_crossed_sum(squares)))
-    ends = {"low": mean - half, "high": mean + half}
-    return figure(mean, table.size, method, **ends, level=level, se=se)
+    low, high = mean - half, mean + half
+    return figure(mean, table.size, method, low=low, high=high, level=level, se=se)
 
 
 def _mean_squares(table: Floats) -> tuple[Floats, Floats]:
