@@ -166,6 +166,7 @@ def pin(args: argparse.Namespace) -> None:
     entry = f"""    "centerline": PackagedModel(
         "centerline.safetensors",
         "{digest}",
+        "centerline",
     ),
 """
     text = re.sub(r'    "centerline": PackagedModel\([^)]*\),\n', "", registry.read_text("utf-8"))

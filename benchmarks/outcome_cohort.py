@@ -194,6 +194,7 @@ def pin(study: Path) -> None:
     entry = f'''    "{NAME}": PackagedModel(
         "{NAME}.safetensors",
         "{digest}",
+        "outcome",
     ),
 '''
     registry = MODELS / "registry.py"

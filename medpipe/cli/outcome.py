@@ -58,6 +58,7 @@ def outcome_train(
     iterations: Annotated[int, Parameter(group=_TRAINING)] = 1500,
     batch_size: Annotated[int, Parameter(group=_TRAINING)] = 4,
     learning_rate: Annotated[float, Parameter(group=_TRAINING)] = 3e-4,
+    weight_decay: Annotated[float, Parameter(group=_TRAINING)] = 1e-2,
     validation_share: Annotated[float, Parameter(group=_TRAINING)] = 0.15,
     folds: Annotated[int, Parameter(group=_TRAINING)] = 5,
     by_site: Annotated[bool, Parameter(group=_TRAINING)] = False,
@@ -133,6 +134,8 @@ def outcome_train(
         Steps of a fold's training and CTs in each.
     learning_rate : float
         Its largest value.
+    weight_decay : float
+        More of it (0.05 to 0.2) keeps networks of small cohorts from learning by heart.
     validation_share : float
         Of the patients that a network may learn from, set aside to stop it in time; 0 (with
         --nested) trains with all of them for as long as it is told.
@@ -169,8 +172,9 @@ def outcome_train(
     times: dict[str, Any] = {"interval_days": tuple(interval_days)} if interval_days else {}
     training = OutcomeTraining(
         preset=preset, loss=loss, iterations=iterations, batch_size=batch_size,
-        learning_rate=learning_rate, validation_share=validation_share, folds=folds, seed=seed,
-        size_voxels=chosen.size_voxels, spacing_mm=chosen.spacing_mm, **times,
+        learning_rate=learning_rate, weight_decay=weight_decay, folds=folds, seed=seed,
+        validation_share=validation_share, size_voxels=chosen.size_voxels,
+        spacing_mm=chosen.spacing_mm, **times,
     )  # fmt: skip
     outputs = len(training.interval_days) if loss == "survival" else 2
     settings = CrossSettings(

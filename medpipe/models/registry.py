@@ -43,16 +43,20 @@ class PackagedModel:
         Name of the safetensors file in this folder; the card has the ending ``.md``.
     sha256 : str
         Digest of the file.
+    task : str
+        What it is for: ``"outcome"`` for models of `medpipe.outcome`.
     """
 
     file: str
     sha256: str
+    task: str = ""
 
 
 MODELS: dict[str, PackagedModel] = {
     "centerline": PackagedModel(
         "centerline.safetensors",
         "636ff6d17adcd3784a34d6e463d519039c116378deba95f00221bb3cb64a65f2",
+        "centerline",
     ),
 }
 """Models by name."""

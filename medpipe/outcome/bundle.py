@@ -186,10 +186,11 @@ def read_bundle(name_or_path: str | Path) -> OutcomeBundle:
         if path.name == Path(METADATA).name and path.is_file():
             return _read_folder(path.parent.parent)
         if not path.is_file():
+            packaged = [name for name, model in MODELS.items() if model.task == "outcome"]
             raise UsageError(
                 "no such model of outcomes",
                 got=repr(path.name)[:60],
-                expected=", ".join(MODELS) or "a folder or file, as none is packaged here",
+                expected=", ".join(packaged) or "a folder or file, as none is packaged here",
                 hint="give the folder of a trained one to each step that asks a model, "
                 "e.g. --set grid.model=OUT/model",
             )
