@@ -11,12 +11,8 @@ from torch.utils.data import Dataset
 
 from medpipe.errors import InputError, ResourceError, UsageError
 from medpipe.models import pack_weights
-from medpipe.synthesis.autoencoder import (
-    AutoencoderSettings,
-    LatentAutoencoder,
-    _divergence,
-    train_autoencoder,
-)
+from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
+from medpipe.synthesis.autoencoder_training import _divergence, train_autoencoder
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.train import LoopSettings
 

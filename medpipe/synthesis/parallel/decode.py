@@ -106,7 +106,8 @@ def decode_slabs(
     storage : device, optional
         Where to keep what lies between two blocks: about a third more arithmetic than
         decoding at once, two volumes of features there. By default nothing is kept, and
-        each normalisation begins anew: about three times the arithmetic.
+        each normalisation begins anew: about four times the arithmetic, with two residual
+        blocks at a resolution.
 
     Returns
     -------
