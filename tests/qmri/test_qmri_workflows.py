@@ -93,6 +93,7 @@ def check_maps(out: Path, phantom: QmriPhantom, times: dict[str, float]) -> None
     assert (folder / "relaxation.csv").read_text().startswith("name,voxels,")
 
 
+@pytest.mark.usefixtures("cases_here")
 @pytest.mark.parametrize(
     ("workflow", "protocol", "times", "b1"),
     [
@@ -120,6 +121,7 @@ def test_maps_of_a_phantom_are_its_truth(
     check_maps(tmp_path / "out", phantom, times)
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_a_folder_alone_is_enough(
     cases: dict[str, QmriCase], phantom: QmriPhantom, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_folder_alone_is_enough(
     assert ratio == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_signs_of_mp2rage_come_from_the_uniform_image(
     cases: dict[str, QmriCase], phantom: QmriPhantom, tmp_path: Path
 ) -> None:
@@ -276,6 +279,7 @@ def test_a_broken_case_is_told_in_one_line(batch: tuple[int, Path], name: str) -
     assert files == {"case.json"}  # nothing is half-written
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_the_count_of_the_protocol_is_that_of_the_images(
     cases: dict[str, QmriCase], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,6 +302,7 @@ def test_the_count_of_the_protocol_is_that_of_the_images(
 
 
 @pytest.mark.real_data
+@pytest.mark.usefixtures("cases_here")
 @pytest.mark.parametrize(
     ("workflow", "series", "spheres"),
     [
