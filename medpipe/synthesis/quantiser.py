@@ -61,7 +61,7 @@ class Codebook(nn.Module):
         Of the averages, in the first batch and from `decay_steps` on; linear between.
     decay_steps : int
         Batches until then.
-    patience : float
+    restart_after : float
         A code moves when it was not chosen while the codes were chosen so often on average.
     seed : int
         Of where codes begin and move to.
@@ -75,20 +75,20 @@ class Codebook(nn.Module):
 
     def __init__(
         self, codes: int, width: int, *, decay: float = 0.5, final_decay: float = 0.99,
-        decay_steps: int = 1000, patience: float = 50.0, seed: int = 0,
+        decay_steps: int = 1000, restart_after: float = 50.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if codes < 2 or width < 1 or decay_steps < 0 or patience <= 0:
+        if codes < 2 or width < 1 or decay_steps < 0 or restart_after <= 0:
             raise UsageError(
                 "the settings of a codebook are wrong",
-                expected="2 codes, width 1, decay_steps 0 or more; patience above 0",
+                expected="2 codes, width 1, decay_steps 0 or more; restart_after above 0",
             )
         if not 0 <= decay <= final_decay < 1:
             raise UsageError(
                 "the decay of a codebook is wrong", expected="0 <= decay <= final_decay < 1"
             )
         self.decay, self.final_decay, self.decay_steps = decay, final_decay, decay_steps
-        self.patience, self.seed = patience, seed
+        self.restart_after, self.seed = restart_after, seed
         self.register_buffer("vectors", torch.zeros(codes, width))
         self.register_buffer("counts", torch.zeros(codes))
         self.register_buffer("sums", torch.zeros(codes, width))
@@ -194,7 +194,7 @@ class Codebook(nn.Module):
         self.vectors.copy_(torch.where(alive, means, self.vectors))
         usual = counts.mean()
         self.idle.copy_(torch.where(counts > 0, 0.0, self.idle + usual))
-        dead = self.idle > self.patience
+        dead = self.idle > self.restart_after
         fresh = flat[_pick(errors.double(), self._draw("move", len(self), flat.device))]
         _from_first(fresh)
         self.vectors.copy_(torch.where(dead[:, None], fresh, self.vectors))

@@ -69,7 +69,7 @@ class TokeniserSettings:
         Vectors in the codebook, and how long they are.
     commitment : float
         Weight of the distance between encoder and codebook.
-    decay, final_decay, decay_steps, patience, seed
+    decay, final_decay, decay_steps, restart_after, seed
         See `medpipe.synthesis.quantiser.Codebook`.
     dropout : float
         Within residual units.
@@ -85,7 +85,7 @@ class TokeniserSettings:
     decay: float = 0.5
     final_decay: float = 0.99
     decay_steps: int = 1000
-    patience: float = 50.0
+    restart_after: float = 50.0
     dropout: float = 0.0
     seed: int = 0
 
@@ -186,7 +186,7 @@ class Tokeniser(nn.Module):
         self.codebook = Codebook(
             settings.codes, settings.code_width, decay=settings.decay,
             final_decay=settings.final_decay, decay_steps=settings.decay_steps,
-            patience=settings.patience, seed=settings.seed,
+            restart_after=settings.restart_after, seed=settings.seed,
         )  # fmt: skip
 
     @property

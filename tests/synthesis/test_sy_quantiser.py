@@ -132,10 +132,10 @@ def test_a_codebook_larger_than_the_batch_begins_too():
     assert float(made.perplexity) == pytest.approx(4, rel=1e-4)
 
 
-@pytest.mark.parametrize(("patience", "alive"), [(3.0, True), (1e9, False)])
-def test_codes_that_nobody_chooses_move_to_where_the_error_is(patience, alive):
+@pytest.mark.parametrize(("restart_after", "alive"), [(3.0, True), (1e9, False)])
+def test_codes_that_nobody_chooses_move_to_where_the_error_is(restart_after, alive):
     """The data move away from all codes but one; codes follow, or stay behind."""
-    book = Codebook(16, 3, patience=patience, decay=0.9, final_decay=0.9).train()
+    book = Codebook(16, 3, restart_after=restart_after, decay=0.9, final_decay=0.9).train()
     x, _ = clusters(16, 20)
     book(x)
     far = 100 + 10 * x
@@ -150,7 +150,7 @@ def test_the_seed_decides_and_nothing_else():
 
     def run(seed, torch_seed):
         torch.manual_seed(torch_seed)
-        book = Codebook(24, 3, seed=seed, patience=2.0).train()
+        book = Codebook(24, 3, seed=seed, restart_after=2.0).train()
         for step in range(6):
             book(x + 5 * noise(1, 3, 1, 1, 1, seed=step))
         return book.vectors
@@ -161,7 +161,7 @@ def test_the_seed_decides_and_nothing_else():
 
 def test_all_that_is_needed_to_continue_is_in_the_state():
     batches = [noise(2, 3, 6, 6, 6, seed=s) * (1 + s) for s in range(8)]
-    how = {"patience": 2.0, "decay": 0.5, "final_decay": 0.95, "decay_steps": 6}
+    how = {"restart_after": 2.0, "decay": 0.5, "final_decay": 0.95, "decay_steps": 6}
     whole = Codebook(24, 3, **how).train()
     for x in batches:
         whole(x)
@@ -202,7 +202,7 @@ def test_perplexity_counts_even_codes():
 
 
 def test_wrong_settings_are_named():
-    for bad in ({"decay": 0.9, "final_decay": 0.5}, {"patience": 0}, {"decay_steps": -1}):
+    for bad in ({"decay": 0.9, "final_decay": 0.5}, {"restart_after": 0}, {"decay_steps": -1}):
         with pytest.raises(UsageError, match="codebook"):
             Codebook(4, 2, **bad)
     with pytest.raises(UsageError, match="codebook"):
@@ -215,7 +215,7 @@ import ignite.distributed as idist
 from medpipe.synthesis.quantiser import Codebook
 
 def run(rank, file):
-    book = Codebook(12, 3, patience=1e9, seed=rank).train()
+    book = Codebook(12, 3, restart_after=1e9, seed=rank).train()
     g = torch.Generator().manual_seed(0)
     state = book.state_dict()
     vectors = torch.randn(12, 3, generator=g)
