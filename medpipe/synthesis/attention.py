@@ -37,8 +37,10 @@ Bias = Callable[[Tensor, Tensor], Tensor]
 """Of queries and keys (inputs, broadcast) to what is added to their score, (heads, ...)."""
 Take = Callable[[Tensor], Tensor]
 
-CHUNK = 4_000_000
-"""So many scores are held at a time: 16 MB, what a cache of the processor takes."""
+CHUNK = 500_000
+"""So many scores are computed at a time: 2 MB, which stay in the cache of a processor."""
+KEPT = 16_000_000
+"""More scores of a layer are not kept for the gradient, but computed again."""
 ROWS = 64
 """So many queries of a block at a time: fewer scores are computed that nobody sees."""
 
@@ -198,7 +200,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern, bias: Bia
 
 def _dense_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Bias) -> Tensor:
     length = q.shape[2]
-    rows = max(CHUNK // (q.shape[1] * length), 1)
+    rows = max(KEPT // (q.shape[0] * q.shape[1] * length), 1)
     at = torch.arange(length, device=q.device)
     parts = []
     for first in range(0, length, rows):
@@ -245,7 +247,7 @@ class _Blockwise:
         q = self._cut(q * d**-0.5)
         k_local, v_local = self._local(k), self._local(v)
         rest, take = self._rest(q, k, v)
-        whole = q.shape[0] * q.shape[1] * self.blocks * self.block * self.keys.shape[1] <= CHUNK
+        whole = q.shape[0] * q.shape[1] * self.blocks * self.block * self.keys.shape[1] <= KEPT
         parts, shares = [], []
         for first in range(0, self.block, ROWS):
             found = [

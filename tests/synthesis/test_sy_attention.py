@@ -37,10 +37,10 @@ def pattern(request):
     return request.param
 
 
-@pytest.fixture(params=[(4_000_000, 64), (200, 4)], ids=["at once", "in parts"])
+@pytest.fixture(params=[{}, {"CHUNK": 200, "ROWS": 4, "KEPT": 200}], ids=["at once", "in parts"])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", request.param[0])
-    monkeypatch.setattr(attention, "ROWS", request.param[1])
+    for name, size in request.param.items():
+        monkeypatch.setattr(attention, name, size)
 
 
 def tensors(pattern, requires_grad=False):
