@@ -66,8 +66,19 @@ class _Post:
 
 
 def group_size(group: Any) -> int:
-    """Return how many processes a group has; 1 where nothing is distributed."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    """Return how many processes a group has; 1 where nothing is distributed.
+
+    Raises
+    ------
+    UsageError
+        If this process is not one of them.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    size = dist.get_world_size(group)
+    if size < 1:
+        raise UsageError("this process does not belong to the group")
+    return size
 
 
 class Exchange:
