@@ -73,13 +73,13 @@ def test_the_interval_covers_and_the_floor_is_around_zero():
     # sum over the moments of products of features, by a large sample
     truth = polynomial_mmd(clouds(3000, 1, d=d), clouds(3000, 2, shift, d=d))
     inside, floors = 0, []
-    for seed in range(80):
+    for seed in range(50):
         found = kid(
             clouds(50, seed, d=d), clouds(50, 500 + seed, shift, d=d), resamples=200, splits=40
         )
         inside += found.figure.low <= truth <= found.figure.high
         floors.append(found.floor)
-    assert inside >= 70
+    assert inside >= 43
     assert abs(np.mean([f.value for f in floors])) < 0.01
     assert all(f.low < 0 < f.high for f in floors)
 

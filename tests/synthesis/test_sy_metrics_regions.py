@@ -40,14 +40,14 @@ def test_the_tests_are_those_of_scipy():
 
 def test_the_effect_of_hedges_and_the_percent_cover_their_true_values():
     effect = percent = 0
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         real, made = {"r": rng.normal(100, 20, 25)}, {"r": rng.normal(110, 20, 25)}
         (row,) = regional_volumes(real, made, resamples=2, splits=2)
         effect += row.effect.low <= 0.5 <= row.effect.high
         percent += row.percent.low <= 10 <= row.percent.high
-    assert effect >= 52
-    assert percent >= 52
+    assert effect >= 34
+    assert percent >= 34
 
 
 def test_the_distance_is_that_of_scipy_and_has_a_floor():

@@ -96,7 +96,7 @@ def test_rigid_realignment_undoes_turns_and_shifts():
     from medpipe.steps._sampling import sample_grid
 
     shape = (32, 36, 32)
-    real = blobs(2, 0, shape, noise=0.0, radii=(4, 12, 7))
+    real = blobs(1, 0, shape, noise=0.0, radii=(4, 12, 7))
     angle, middle = np.deg2rad(10), np.array([15.5, 17.5, 15.5])
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
