@@ -54,7 +54,7 @@ def bundle_metadata(facts: OutcomeFacts, weights: Sequence[Mapping[str, str]]) -
                     "dtype": "float32",
                     "value_range": [0, 1],
                     "is_patch_data": False,
-                    "channel_def": {"0": "without the outcome", "1": facts.outcome},
+                    "channel_def": _outputs(facts),
                 }
             },
         },
@@ -76,7 +76,7 @@ def bundle_inference(facts: OutcomeFacts, weights: Sequence[Mapping[str, str]]) 
         "postprocessing": {
             "_target_": "monai.transforms.Activationsd",
             "keys": "pred",
-            "softmax": True,
+            "sigmoid" if facts.interval_ends_days else "softmax": True,
         },
     }
 
@@ -96,6 +96,18 @@ def bundle_card(facts: OutcomeFacts, members: int) -> str:
         "Use: `medpipe run outcome-predict CASES OUT --set grid.model=FOLDER "
         "--set predict.model=FOLDER --set saliency.model=FOLDER`.\n"
     )
+
+
+def _outputs(facts: OutcomeFacts) -> dict[str, str]:
+    """Return what each output is: a class, or the hazard of an interval."""
+    ends = facts.interval_ends_days
+    if not ends:
+        return {"0": "without the outcome", "1": facts.outcome}
+    starts = (0.0, *ends)
+    return {
+        str(n): f"hazard of {facts.outcome} from day {starts[n]:g} to {end:g}"
+        for n, end in enumerate(ends)
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -151,6 +151,10 @@ def _performance(evaluation: Mapping[str, Any]) -> list[str]:
     for key, name, digits in _FIGURES:
         cells = [_figure((m.get("metrics") or {}).get(key) or {}, digits) for m in models]
         out.append(f"| {name} | " + " | ".join(cells) + " |")
+    times = (evaluation.get("survival") or {}).get("figures") or {}
+    if times:
+        out += ["", "Times to the event, from the CT alone:", ""]
+        out += [f"- {_text(name)}: {_figure(figure, 2)}" for name, figure in times.items()]
     point = evaluation.get("operating_point") or {}
     if point.get("rule"):
         out += ["", f"Operating point: {_text(point['rule'])}; {_text(point.get('chosen'))}."]

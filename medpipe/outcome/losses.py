@@ -19,6 +19,7 @@ __all__ = [
     "cross_entropy_loss",
     "discrete_survival_loss",
     "focal_loss",
+    "life_table_logits",
     "survival_curve",
     "survival_targets",
 ]
@@ -175,6 +176,28 @@ def survival_targets(
     happened = (observed == 1) & (within < len(ends))
     survived = within + ((observed == 0) & seen_half)
     return np.stack([survived, happened.astype(np.int64)], 1).astype(np.int64)
+
+
+def life_table_logits(targets: Tensor, intervals: int) -> Tensor:
+    """Return the logits (T,) of the hazards that a cohort has without regard to any image.
+
+    Of those who reach an interval, the share with the event in it; half an event more and
+    one sample more keep it off 0 and 1. Where a network begins with these, it is as good
+    as the life table before it has learned anything.
+
+    Parameters
+    ----------
+    targets : Tensor (B, 2)
+        See `survival_targets`.
+    intervals : int
+        T.
+    """
+    survived, event = targets.long().unbind(1)
+    number = torch.arange(intervals, device=survived.device)
+    here = (survived.unsqueeze(1) == number) & (event.unsqueeze(1) > 0)
+    events = here.sum(0)
+    without = (survived.unsqueeze(1) > number).sum(0)
+    return torch.log((events + 0.5) / (without + 0.5))
 
 
 def survival_curve(logits: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from medpipe.outcome.losses import (
     cross_entropy_loss,
     discrete_survival_loss,
     focal_loss,
+    life_table_logits,
     survival_targets,
 )
 from medpipe.outcome.network import (
@@ -201,6 +202,10 @@ def train_fold(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = outcome_network(wanted)
+    if settings.loss == "survival":
+        seen = targets[torch.tensor(sorted(set(data.samples.order)))]
+        with torch.no_grad():
+            network.head.out.bias.copy_(life_table_logits(seen, wanted.outputs))
     _check_size(network, data.samples, settings)
     given = None if encoder is None else load_encoder(network, encoder)
     files = {} if checkpoint is None else _files(Path(checkpoint), {

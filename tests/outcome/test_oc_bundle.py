@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.networks.nets import DenseNet
+from monai.transforms import Activationsd
 from oc_toy_models import FACTS, members
 
 from medpipe.errors import InputError, MedpipeError, UsageError
@@ -23,6 +24,7 @@ from medpipe.outcome.bundle import (
     read_bundle,
     write_bundle,
 )
+from medpipe.outcome.bundle_config import bundle_inference, bundle_metadata
 
 
 @pytest.fixture
@@ -49,6 +51,21 @@ def test_a_bundle_comes_back_with_the_same_answers(folder: Path) -> None:
         for was, now in zip(members(), found.networks(), strict=True):
             assert not now.training
             assert torch.equal(was(x), now(x))
+
+
+def test_a_bundle_of_times_says_hazards_and_applies_a_sigmoid() -> None:
+    facts = replace(
+        FACTS, network=FACTS.network | {"outputs": 3}, interval_ends_days=(3.0, 7.0, 90.0)
+    )
+    after = bundle_inference(facts, [])["postprocessing"]
+    assert "softmax" not in after
+    put = Activationsd(**{k: v for k, v in after.items() if k != "_target_"})
+    hazards = put({"pred": torch.tensor([0.0, 1.0, -1.0])})["pred"]
+    assert torch.allclose(hazards, torch.sigmoid(torch.tensor([0.0, 1.0, -1.0])))
+    output = bundle_metadata(facts, [])["network_data_format"]["outputs"]["pred"]
+    assert output["num_channels"] == len(output["channel_def"]) == 3
+    assert output["channel_def"]["1"].endswith("from day 3 to 7")
+    assert bundle_inference(FACTS, [])["postprocessing"]["softmax"] is True
 
 
 def test_the_folder_is_a_bundle_of_monai(folder: Path) -> None:

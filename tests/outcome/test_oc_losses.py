@@ -15,6 +15,7 @@ from medpipe.outcome.losses import (
     cross_entropy_loss,
     discrete_survival_loss,
     focal_loss,
+    life_table_logits,
     survival_curve,
     survival_targets,
 )
@@ -145,6 +146,8 @@ def test_the_best_hazards_are_those_of_the_life_table():
         through = int((targets[:, 0] > j).sum())
         hazard = float(torch.sigmoid(logits.detach()[j]))
         assert hazard == pytest.approx(events / (events + through), rel=1e-5)
+        start = float(torch.sigmoid(life_table_logits(torch.from_numpy(targets), 4)[j]))
+        assert start == pytest.approx((events + 0.5) / (events + through + 1), rel=1e-6)
 
 
 def test_times_become_intervals():

@@ -222,6 +222,13 @@ def test_hazards_are_learned_from_times():
     said = predict_volumes([model], pictures, preset="pictures", spatial_dims=2, batch_size=40)
     risk = torch.sigmoid(event_logit(said, survival=True))[0].numpy()
     assert risk[bright == 1].min() > risk[bright == 0].max()
+    still = replace(settings, iterations=1, learning_rate=1e-9, validation_share=0.0)
+    first = train_fold(
+        pictures, bright, still, network_settings=replace(FLAT, outputs=3), time_days=time,
+        device="cpu",
+    )  # fmt: skip
+    wanted = [20.5 / 20.5, 0.5 / 20.5, 0.5 / 20.5]  # of 40 half die at once, none later
+    assert first.network.head.out.bias.exp().tolist() == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(UsageError, match="survival needs a time"):
         train_fold(pictures, bright, settings, network_settings=FLAT, time_days=time)
     with pytest.raises(UsageError, match="survival needs a time"):
