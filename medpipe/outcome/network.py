@@ -108,8 +108,9 @@ class OutcomeNetwork(DenseNet):
         self._averaged = AVERAGED.get(settings.architecture, 1)
         if self._averaged > 1:
             pool = nn.AvgPool3d if settings.spatial_dims == 3 else nn.AvgPool2d
-            layers = {"average": pool(self._averaged), **dict(self.features.named_children())}
-            self.features = nn.Sequential(OrderedDict(layers))
+            own = dict(self.get_submodule("features").named_children())
+            layers = OrderedDict({"average": pool(self._averaged), **own})
+            self.add_module("features", nn.Sequential(layers))
 
     @property
     def encoder(self) -> nn.Module:

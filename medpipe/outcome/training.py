@@ -204,8 +204,9 @@ def train_fold(
         network = outcome_network(wanted)
     if settings.loss == "survival":
         seen = targets[torch.tensor(sorted(set(data.samples.order)))]
+        start = life_table_logits(seen, wanted.outputs)
         with torch.no_grad():
-            network.head.out.bias.copy_(life_table_logits(seen, wanted.outputs))
+            network.get_parameter("class_layers.out.bias").copy_(start)
     _check_size(network, data.samples, settings)
     given = None if encoder is None else load_encoder(network, encoder)
     files = {} if checkpoint is None else _files(Path(checkpoint), {
