@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,11 @@ TINY = {
 MASK = "TRAIN/t01/mask.nii.gz"
 
 
+Medpipe = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
 def medpipe(*args: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user does."""
     words = [sys.executable, "-m", "medpipe", *map(str, args)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stdout + done.stderr
@@ -33,22 +38,24 @@ def changes(step: str, **values: str) -> list[str]:
     return [w for name, value in values.items() for w in ("--set", f"{step}.{name}={value}")]
 
 
-def train(folder: Path, out: str, source: str = "TRAIN") -> subprocess.CompletedProcess[str]:
-    return medpipe(
+def train(
+    run: Medpipe, folder: Path, out: str, source: str = "TRAIN"
+) -> subprocess.CompletedProcess[str]:
+    return run(
         "run", "centerline-train", source, out, *changes("train_centerline", **TINY), folder=folder
     )
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, medpipe_here: Medpipe) -> Path:
     """An empty folder in which a new user simulated examples and trained."""
     folder = tmp_path_factory.mktemp("user")
-    done = medpipe(
+    done = medpipe_here(
         "data", "vessels", "TRAIN", "--kind", "mask", "--walls", "kissing", "--cases", 3,
         "--size", 48, folder=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = train(folder, "OUT")
+    done = train(medpipe, folder, "OUT")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 computed" in done.stdout
     return folder
@@ -74,13 +81,13 @@ def test_a_folder_is_one_case_with_a_model_a_curve_and_a_table(trained: Path) ->
     assert "model.safetensors" in page
 
 
-def test_the_same_training_is_not_repeated(trained: Path) -> None:
-    assert "0 computed, 1 already there" in train(trained, "OUT").stdout
+def test_the_same_training_is_not_repeated(trained: Path, medpipe_here: Medpipe) -> None:
+    assert "0 computed, 1 already there" in train(medpipe_here, trained, "OUT").stdout
 
 
-def test_the_model_finds_the_ends_of_trees(trained: Path) -> None:
+def test_the_model_finds_the_ends_of_trees(trained: Path, medpipe_here: Medpipe) -> None:
     weights = case(trained, "OUT") / "model.safetensors"
-    done = medpipe(
+    done = medpipe_here(
         "run", "centerline-learned", MASK, "TREES", "--set", f"centerline_maps.weights={weights}",
         folder=trained,
     )  # fmt: skip
@@ -100,19 +107,21 @@ def test_the_model_finds_the_ends_of_trees(trained: Path) -> None:
 
 
 @pytest.mark.skipif("centerline" in MODELS, reason="a model is packaged")
-def test_without_a_packaged_model_one_line_says_so(trained: Path) -> None:
-    done = medpipe("run", "centerline-learned", MASK, "NONE", folder=trained)
+def test_without_a_packaged_model_one_line_says_so(trained: Path, medpipe_here: Medpipe) -> None:
+    done = medpipe_here("run", "centerline-learned", MASK, "NONE", folder=trained)
     assert done.returncode != 0
     (line,) = [x for x in (done.stdout + done.stderr).splitlines() if "no such model" in x]
     assert "none is packaged here" in line
 
 
-def test_bad_examples_fail_in_one_line(trained: Path, tmp_path: Path) -> None:
+def test_bad_examples_fail_in_one_line(
+    trained: Path, tmp_path: Path, medpipe_here: Medpipe
+) -> None:
     (tmp_path / "BAD").mkdir()
     (tmp_path / "BAD" / "anna.swc").write_bytes(
         (trained / "TRAIN" / "t01" / "centerline.swc").read_bytes()
     )
-    done = train(tmp_path, "OUT", "BAD")
+    done = train(medpipe_here, tmp_path, "OUT", "BAD")
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert "1 of 1 curves have no mask beside them" in said

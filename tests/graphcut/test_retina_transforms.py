@@ -115,6 +115,7 @@ def test_views_are_upright_and_keep_volumes(ring: OCTPhantom) -> None:
     torch.testing.assert_close(same({"i": other, "s": upside})["i"], view)
 
 
+@pytest.mark.usefixtures("cases_here")
 def test_medpipe_run_from_an_empty_folder(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert invoke(["data", "retina-oct", "ring.nii.gz", "--a-scans", "96", "--seed", "1"]) == 0
