@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,7 @@ from medpipe.errors import InputError, UsageError
 if TYPE_CHECKING:
     from medpipe.engine.run import RunSummary
     from medpipe.outcome.cohort import Cohort
+    from medpipe.outcome.predictions import OperatingPoint
     from medpipe.types import Finding
 
 __all__ = ["outcome_train"]
@@ -66,6 +68,9 @@ def outcome_train(
         Literal["platt", "temperature", "isotonic", "none"], Parameter(group=_TRAINING)
     ] = "platt",
     nested: Annotated[bool, Parameter(group=_TRAINING)] = False,
+    sensitivity: Annotated[float | None, Parameter(group=_TRAINING)] = None,
+    specificity: Annotated[float | None, Parameter(group=_TRAINING)] = None,
+    align: Annotated[Literal["symmetry", "none"], Parameter(group=_TRAINING)] = "symmetry",
     seed: Annotated[int, Parameter(group=_TRAINING)] = 0,
     workers: Annotated[int | None, Parameter(group=_MACHINE)] = None,
     device: Annotated[str, Parameter(group=_MACHINE)] = "auto",
@@ -138,7 +143,7 @@ def outcome_train(
         More of it (0.05 to 0.2) keeps networks of small cohorts from learning by heart.
     validation_share : float
         Of the patients that a network may learn from, set aside to stop it in time; 0 (with
-        --nested) trains with all of them for as long as it is told.
+        --nested) trains with all of them, for all iterations.
     folds : int
         Parts of the cohort.
     by_site : bool
@@ -148,6 +153,11 @@ def outcome_train(
     nested : bool
         Fit it, and the fusion with covariates, on all training cases by further networks: three
         times as long for five folds.
+    sensitivity, specificity : float, optional
+        The operating point reaches at least this in training (default: the largest sum of
+        both, after Youden).
+    align : {"symmetry", "none"}
+        Heads are turned so that their plane of symmetry is upright, or left as they lie.
     seed : int
         Of folds, weights and samples.
     workers : int, optional
@@ -168,7 +178,9 @@ def outcome_train(
 
     if encoder is not None and not encoder.is_file():
         raise UsageError("there is no such file of weights", where="--encoder")
-    chosen = grid_settings(grid, spacing_mm, list(size_voxels) if size_voxels else None)
+    chosen = grid_settings(
+        grid, spacing_mm, list(size_voxels) if size_voxels else None, method=align
+    )
     times: dict[str, Any] = {"interval_days": tuple(interval_days)} if interval_days else {}
     training = OutcomeTraining(
         preset=preset, loss=loss, iterations=iterations, batch_size=batch_size,
@@ -183,6 +195,7 @@ def outcome_train(
         by_site=by_site,
         recalibration=recalibration,
         nested=nested,
+        rule=_rule(sensitivity, specificity),
     )
     table = read_cohort(
         cohort, outcome=outcome, patient=patient, covariates=covariates, site=site, time=time,
@@ -256,7 +269,8 @@ def _prepared(
         "size_voxels": list(grid.size_voxels),
         "top_margin_mm": grid.top_margin_mm,
     }
-    compiled = compile_workflow(WORKFLOW, overrides=[f"grid.{k}={v}" for k, v in given.items()])
+    changed = [f"grid.{k}={v}" for k, v in given.items()]
+    compiled = compile_workflow(WORKFLOW, overrides=[*changed, f"frame.method={grid.method}"])
     cases = [Case(i, {"image": str(table.images[i])}) for i in table.case_ids]
     require_apart(folder, source, cases)
     summary = run_workflow(
@@ -293,11 +307,25 @@ def _noticed(folder: Path, case_ids: Iterable[str]) -> list[str]:
     return sentences
 
 
+def _rule(sensitivity: float | None, specificity: float | None) -> OperatingPoint:
+    """Return the rule of the operating point."""
+    from medpipe.outcome.predictions import OperatingPoint
+
+    given = [v for v in (sensitivity, specificity) if v is not None]
+    if len(given) > 1 or not all(0 < v < 1 for v in given):
+        raise UsageError(
+            "the operating point is wrong",
+            expected="--sensitivity or --specificity, above 0 and below 1",
+        )
+    return OperatingPoint(sensitivity, specificity, youden=not given)
+
+
 def _reasons(summary: RunSummary) -> dict[str, int]:
     """Return how many cases were left out, by reason; a reason names no case."""
     counts: dict[str, int] = {}
     for failure in summary.failed:
-        reason = f"{failure.step}: could not be prepared" if failure.step else "could not be read"
+        what = re.sub(r"\d+(?:[.,]\d+)*", "…", failure.what) or "could not be prepared"
+        reason = f"{failure.step}: {what}" if failure.step else what
         counts[reason] = counts.get(reason, 0) + 1
     return counts
 
@@ -323,7 +351,7 @@ def _say(evaluation: dict[str, Any], page: Path, out: Path) -> None:
     for name, figure in figures.items():
         if not figure or figure["value"] is None:
             continue
-        ends = "too few for an interval"
+        ends = "by definition" if figure["method"] == "by definition" else "no interval"
         if figure["low"] is not None:
             ends = f"{figure['low']:.3f} to {figure['high']:.3f}"
         to.print(f"  {name} {figure['value']:.3f} ({ends})", markup=False)

@@ -52,6 +52,7 @@ class Failure:
     seconds: float
     peak_rss_bytes: int
     attempts: int
+    what: str = ""
 
 
 @dataclass(slots=True)
@@ -336,6 +337,7 @@ class _Run:
                 outcome.seconds,
                 outcome.peak_rss_bytes,
                 outcome.attempts,
+                str(error.get("what") or ""),
             )
         )
         folder = case_folder(self.out, outcome.case_id)

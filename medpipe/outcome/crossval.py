@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medpipe.errors import InputError, UsageError
-from medpipe.io.atomic import canonical_json, write_bytes_atomic
+from medpipe.io.atomic import canonical_json, sha256_file, write_bytes_atomic
 from medpipe.outcome.clinical import ClinicalPrediction, clinical_model, late_fusion, nested_logits
 from medpipe.outcome.cohort import Cohort
 from medpipe.outcome.ensemble import event_logit, predict_volumes
@@ -31,9 +31,9 @@ from medpipe.outcome.recalibrate import Recalibration, fit_recalibration
 from medpipe.outcome.samples import Picture, inner_split
 from medpipe.outcome.training import FoldModel, OutcomeTraining, read_fold_model, train_fold
 from medpipe.train.settings import Progress
-from medpipe.types import Finding
+from medpipe.types import Finding, Severity
 
-__all__ = ["CrossSettings", "CrossValidation", "FoldProgress", "cross_validate"]
+__all__ = ["CrossSettings", "CrossValidation", "FoldProgress", "check_shares", "cross_validate"]
 
 Floats = NDArray[np.float64]
 FoldProgress = Callable[[str, Progress], None]
@@ -205,11 +205,7 @@ def cross_validate(
         cohort, folds=training.folds, seed=training.seed, by_site=chosen.by_site
     )
     leaks = check_leaks(cohort, split, study_digests=study_digests, pixel_digests=pixel_digests)
-    if not chosen.nested and training.validation_share == 0 and chosen.recalibration != "none":
-        raise UsageError(
-            "nothing is left to recalibrate with",
-            expected="a validation_share above 0, nested, or recalibration none",
-        )
+    check_shares(chosen)
     trainer = _Trainer(
         cohort, volumes, chosen, Path(folder) if folder else None,
         {"encoder": encoder, "device": device, "workers": workers}, progress,
@@ -219,6 +215,15 @@ def cross_validate(
         nested = nested_logits(split, trainer.between)
         logits = np.where(split.fold_of == np.arange(len(split))[:, None], logits, nested)
     return replace(_judged(cohort, split, chosen, models, logits, leaks), hazards=hazards)
+
+
+def check_shares(settings: CrossSettings) -> None:
+    """Raise UsageError unless cases are left to recalibrate and to choose thresholds with."""
+    if settings.training.validation_share == 0 and not settings.nested:
+        raise UsageError(
+            "nothing is left to recalibrate and to choose thresholds with",
+            expected="a validation_share above 0, or nested networks",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +291,7 @@ class _Trainer:
             )
             if stored is not None:
                 write_bytes_atomic(stored, model.to_bytes({"run": run}))
-                for left in stored.parent.glob(f"{stem}*"):
+                for left in stored.parent.glob(f"{stem}.*"):
                     if left != stored:
                         left.unlink()
         return model, cases[held]
@@ -316,17 +321,18 @@ class _Trainer:
 
     def _digest(self, cases: NDArray[np.int64]) -> str:
         """Return what a stored network must have been trained with."""
-        network = self.settings.network
-        return hashlib.sha256(
-            canonical_json(
-                {
-                    "cases": [self.cohort.case_ids[i] for i in cases],
-                    "outcome": self._targets(cases).tolist(),
-                    "training": json.loads(self.settings.training.to_json()),
-                    "network": None if network is None else json.loads(json.dumps(asdict(network))),
-                }
-            )
-        ).hexdigest()
+        network, encoder = self.settings.network, self.options["encoder"]
+        of_what: dict[str, Any] = {
+            "cases": [self.cohort.case_ids[i] for i in cases],
+            "outcome": self._targets(cases).tolist(),
+            "training": json.loads(self.settings.training.to_json()),
+            "network": None if network is None else json.loads(json.dumps(asdict(network))),
+        }
+        if encoder is not None:
+            of_what["encoder"] = sha256_file(Path(encoder))
+        if self.settings.training.loss == "survival" and self.cohort.time_days is not None:
+            of_what["time_days"] = self.cohort.time_days[cases].tolist()
+        return hashlib.sha256(canonical_json(of_what)).hexdigest()
 
 
 def _stored(file: Path | None, run: str) -> FoldModel | None:
@@ -360,12 +366,14 @@ def _judged(
     raw = logits[folds.fold_of, np.arange(n)]
     prevalence, calibrated = np.empty(n), np.empty(n)
     thresholds: list[float] = []
+    turned: list[Finding] = []
     for k, test in enumerate(folds.test):
         train = folds.train(k)
         prevalence[test] = y[train].mean()
         known = train[np.isfinite(logits[k, train])]
         learned = _recalibration(settings, y[known], logits[k, known])
         calibrated[test] = _probability(learned, raw[test])
+        turned += _turned(learned, f"of fold {folds.names[k]}")
         inner = _probability(learned, logits[k, known])
         thresholds.append(threshold_at(y[known], inner, **asdict(settings.rule)))
     probability = {"prevalence": prevalence}
@@ -383,10 +391,12 @@ def _judged(
     if fusion is not None:
         probability["ct_clinical"] = fusion.probability
     more = [f for part in (clinical, fusion) if part is not None for f in part.findings]
+    final = _recalibration(settings, y, raw)
+    more += [*turned, *_turned(final, "of the model for new patients")]
     return CrossValidation(
         cohort, folds, settings, tuple(models), logits, probability,
         {} if settings.recalibration == "none" else {"ct": _probability(None, raw)},
-        {"ct": thresholds}, clinical, fusion, _recalibration(settings, y, raw),
+        {"ct": thresholds}, clinical, fusion, final,
         (*cohort.findings, *folds.findings, *findings, *dict.fromkeys(more)),
     )  # fmt: skip
 
@@ -397,6 +407,15 @@ def _recalibration(
     if settings.recalibration == "none":
         return None
     return fit_recalibration(settings.recalibration, outcome, logit)
+
+
+def _turned(learned: Recalibration | None, of_what: str) -> list[Finding]:
+    """Return a finding where a recalibration ranks patients the other way round."""
+    low, high = _probability(learned, np.array([-1.0, 1.0]))
+    if low <= high:
+        return []
+    text = f"the recalibration {of_what} turns the order of the log odds round: too few events"
+    return [Finding("recalibration.turned", Severity.WARNING, text)]
 
 
 def _host(values: Tensor) -> Floats:

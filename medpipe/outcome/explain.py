@@ -240,6 +240,7 @@ def randomised_weights(
     *,
     stages: int = 3,
     seed: int = 0,
+    inside: Tensor | None = None,
 ) -> list[dict[str, Json]]:
     """Compare the map of a network with maps after its weights are made random from the top.
 
@@ -256,6 +257,9 @@ def randomised_weights(
         How many times: first the last layer, in the end all layers, evenly between.
     seed : int
         Of the new weights.
+    inside : bool Tensor, optional
+        In the shape of the maps: ranks are compared there. Air around a head would be most
+        of them.
 
     Returns
     -------
@@ -267,6 +271,7 @@ def randomised_weights(
     changed = copy.deepcopy(network)
     layers = [m for m in changed.modules() if hasattr(m, "reset_parameters")]
     before = explain(network)
+    there = torch.ones_like(before, dtype=torch.bool) if inside is None else inside
     done = 0
     rows: list[dict[str, Json]] = []
     devices = {p.device for p in changed.parameters() if p.is_cuda}
@@ -283,7 +288,7 @@ def randomised_weights(
                 {
                     "layers": done,
                     "of": len(layers),
-                    "rank_correlation": spearman(before, after),
+                    "rank_correlation": spearman(before[there], after[there]),
                     "ssim": structural_similarity(before, after),
                     "empty": not bool((after > 0).any()),
                 }

@@ -176,7 +176,9 @@ def _about_map(facts: Mapping[str, Any]) -> list[str]:
             f"HU, which are {100 * blood['volume_share']:.0f} % of the head."
         )
     rows = facts.get("randomised_weights") or []
-    if rows and rows[-1]["rank_correlation"] is not None:
+    if rows and rows[-1]["rank_correlation"] is None:
+        lines.append("Check: not determined, the map of random weights is empty or constant.")
+    elif rows:
         lines.append(
             "Check: rank correlation of the first member's map with the one of random weights "
             f"{rows[-1]['rank_correlation']:.2f} (a map that shows what was learned is near 0)."

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medpipe.errors import UsageError
 from medpipe.outcome.clinical import clinical_model
 from medpipe.outcome.cohort import Cohort
-from medpipe.outcome.crossval import CrossSettings
+from medpipe.outcome.crossval import CrossSettings, check_shares
 from medpipe.outcome.folds import Folds, make_folds, read_folds
 from medpipe.outcome.leaks import check_leaks
 from medpipe.outcome.network import outcome_network
@@ -76,6 +76,7 @@ def plan_study(
 
 def _check_settings(cohort: Cohort, settings: CrossSettings) -> None:
     training = settings.training
+    check_shares(settings)
     if training.loss == "survival":
         if cohort.event is None or cohort.time_days is None:
             raise UsageError(

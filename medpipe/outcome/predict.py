@@ -107,7 +107,10 @@ class OutcomePrediction:
         """What `calibration_low` and `calibration_high` mean."""
         if self.calibration_low is None:
             return "not recalibrated: no interval"
-        return "95 % interval of the recalibration, on predictions out of fold"
+        return (
+            "95 % interval of the recalibration, fitted on predictions of single networks out of "
+            "fold; that of the ensemble is not known"
+        )
 
     @property
     def observed_text(self) -> str:
@@ -116,7 +119,7 @@ class OutcomePrediction:
         if not seen:
             return ""
         return (
-            f"of {seen['n']} patients of the training with a probability of "
+            f"of {seen['n']} cases of the training with a probability of "
             f"{seen['from']:.2f} to {seen['to']:.2f}, {seen['events']} had the outcome "
             f"({100 * seen['share']:.0f} %, 95 % interval {100 * seen['low']:.0f} to "
             f"{100 * seen['high']:.0f} %)"

@@ -29,7 +29,7 @@ from medpipe.outcome.prepare import GridSettings
 __all__ = ["FOLDS", "StudyFacts", "StudyResult", "outcome_facts", "train_study"]
 
 FOLDS, NETWORKS, MODEL = "folds.json", "networks", "model"
-EVALUATION, PREDICTIONS = "evaluation.json", "predictions.csv"
+EVALUATION, PREDICTIONS, CLINICAL = "evaluation.json", "predictions.csv", "clinical.json"
 _VERSIONS = ("medpipe", "torch", "monai", "scikit-learn", "numpy")
 
 
@@ -152,6 +152,9 @@ def train_study(
     )
     write_json_atomic(out / EVALUATION, evaluation)
     write_bytes_atomic(out / PREDICTIONS, _table(crossed))
+    if crossed.clinical is not None and crossed.fusion is not None:
+        models = {"clinical": crossed.clinical.to_dict(), "ct_clinical": crossed.fusion.to_dict()}
+        write_json_atomic(out / CLINICAL, models)
     tell("the model")
     digest = write_bundle(
         out / MODEL,
@@ -218,10 +221,15 @@ def _study(
             "iterations": training.iterations,
             "batch_size": training.batch_size,
             "learning_rate": training.learning_rate,
+            "weight_decay": training.weight_decay,
+            "validation_share": training.validation_share,
+            "iterations_done": ", ".join(str(model.iterations) for model in crossed.models),
             "seed": training.seed,
             **({"intervals_end_days": ends} if training.loss == "survival" else {}),
         },
-        "recalibration": settings.recalibration
+        "recalibration": "none"
+        if settings.recalibration == "none"
+        else settings.recalibration
         + (", on all training cases (nested)" if settings.nested else ", on validating cases"),
         "fold_kind": crossed.folds.kind,
         "fold_digest": crossed.folds.digest,

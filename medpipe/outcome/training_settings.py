@@ -45,7 +45,8 @@ class OutcomeTraining:
         None trains with the volumes as they are.
     validation_share : float
         Of the patients of a fold's training part, for early stopping and the choice of
-        weights; 0 goes by the loss of training.
+        weights; with 0 all iterations are made, and the weights are those of the least loss
+        of training.
     validate_every, patience : int
         Iterations between validations, and how many without a better one end a phase.
     tta_flips : tuple of tuples of int
@@ -138,7 +139,7 @@ class OutcomeTraining:
             ema_decay=self.ema_decay,
             amp=self.amp,
             validate_every=self.validate_every,
-            patience=self.patience,
+            patience=self.patience if self.validation_share else None,
             checkpoint_every=self.validate_every,
             workers=workers,
             seed=self.seed,

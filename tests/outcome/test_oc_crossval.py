@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from medpipe.errors import UsageError
 from medpipe.outcome import crossval
@@ -14,7 +15,7 @@ from medpipe.outcome.crossval import CrossSettings, cross_validate
 from medpipe.outcome.evaluation import evaluate
 from medpipe.outcome.folds import make_folds
 from medpipe.outcome.leaks import pixel_digest
-from medpipe.outcome.network import OutcomeNetworkSettings
+from medpipe.outcome.network import OutcomeNetworkSettings, outcome_network
 from medpipe.outcome.training import OutcomeTraining
 
 FLAT = OutcomeNetworkSettings(spatial_dims=2, channels=1, architecture="small")
@@ -93,6 +94,28 @@ def test_networks_that_are_there_are_not_trained_again(plain, tmp_path, monkeypa
     changed = replace(SETTINGS, training=replace(TRAINING, learning_rate=2e-2))
     with pytest.raises(UsageError, match="networks of another training"):
         cross_validate(cohort, volumes, changed, folds=folds, folder=tmp_path, device="cpu")
+    encoder = tmp_path / "encoder.safetensors"
+    save_file(outcome_network(FLAT).features.state_dict(), encoder)
+    with pytest.raises(UsageError, match="networks of another training"):
+        cross_validate(
+            cohort, volumes, SETTINGS, folds=folds, folder=tmp_path, encoder=encoder, device="cpu"
+        )
+
+
+def test_a_recalibration_that_turns_the_order_round_is_told(plain):
+    cohort, _, folds, first = plain
+    codes = [f.check for f in first.findings]
+    assert "recalibration.turned" not in codes
+    logits = np.where(np.isfinite(first.logits), first.logits, np.nan)
+    train = folds.train(1)
+    known = train[np.isfinite(logits[1, train])]
+    logits[1, known] = 3.0 - 6.0 * cohort.outcome[known] + 0.1 * np.arange(len(known))
+    judged = crossval._judged(cohort, folds, SETTINGS, first.models, logits, ())
+    told = [f.message for f in judged.findings if f.check == "recalibration.turned"]
+    assert [m for m in told if "of fold 2" in m]
+    test = folds.test[1]
+    raw = logits[1, test]
+    assert np.corrcoef(raw, judged.probability["ct"][test])[0, 1] < 0
 
 
 def test_the_same_pixels_in_two_folds_are_refused(plain):
@@ -111,5 +134,5 @@ def test_what_is_missing_is_said(plain):
     with pytest.raises(UsageError, match="no prepared volume"):
         cross_validate(cohort, {k: v for k, v in volumes.items() if k != "c07"}, SETTINGS)
     alone = replace(SETTINGS, training=replace(TRAINING, validation_share=0))
-    with pytest.raises(UsageError, match="nothing is left to recalibrate with"):
+    with pytest.raises(UsageError, match="nothing is left to recalibrate"):
         cross_validate(cohort, volumes, alone, folds=folds)

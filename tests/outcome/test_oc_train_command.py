@@ -217,6 +217,8 @@ def test_times_by_site_make_folds_that_are_named_by_it(head_study, tmp_path):
         (["--nested"], {}, "nested networks need three folds; got 2"),
         (["--encoder", "none.pt"], {}, "--encoder: there is no such file of weights"),
         (["--architecture", "densenet121"], {}, "the volumes are too small for the network"),
+        (["--validation-share", "0"], {}, "nothing is left to recalibrate and to choose"),
+        (["--sensitivity", "0.9", "--specificity", "0.9"], {}, "the operating point is wrong"),
     ],
 )
 def test_what_the_table_or_a_setting_lacks_is_told_before_anything_is_prepared(

@@ -176,7 +176,7 @@ class OutcomeSaliency(ArrayStep):
         def explain(one: nn.Module) -> Tensor:
             return self._explain(bundle, [one], hu, inside).values
 
-        return randomised_weights(network, explain, stages=self.sanity_stages)
+        return randomised_weights(network, explain, stages=self.sanity_stages, inside=inside[0])
 
 
 def _in_space(image: MetaTensor, values: Tensor, like: Any) -> MetaTensor:
