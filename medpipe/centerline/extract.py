@@ -348,6 +348,7 @@ def _facts(
         [job.structure for job in jobs],
         loops_found=sum(loops),
         loops_kept=len(tree.closing),
+        contacts=sum(job.contacts for job in jobs),
         left_out=sum(len(job.small) for job in jobs),
         left_out_voxels=sum(len(job.groups[c]) for job in jobs for c in job.small),
         unasked=sum(len(job.unasked) for job in jobs),
@@ -361,5 +362,6 @@ def _facts(
         "roots": {rule: rules.count(rule) for rule in sorted(set(rules))},
         "loops_found": sum(loops),
         "loops_kept": len(tree.closing),
+        "contacts_cut": sum(job.contacts for job in jobs),
         "findings": [f.to_dict() for f in findings],
     }

@@ -25,6 +25,7 @@ def findings_of(
     *,
     loops_found: int,
     loops_kept: int,
+    contacts: int,
     left_out: int,
     left_out_voxels: int,
     unasked: int,
@@ -39,6 +40,8 @@ def findings_of(
     structures : list of Structure
     loops_found, loops_kept : int
         In the mask, and closed by an edge.
+    contacts : int
+        Loops that were cut where two vessels touch.
     left_out, left_out_voxels : int
         Components that were too small, and their voxels.
     unasked : int
@@ -83,7 +86,9 @@ def findings_of(
     if loops_found > loops_kept:
         note(
             "loops_cut",
-            f"{_count(loops_found - loops_kept, 'loop')} of the mask cut: a tree has none",
+            f"{_count(loops_found - loops_kept, 'loop')} of the mask cut"
+            f"{f', {contacts} of them where vessels seem to touch' if contacts else ''}: "
+            "a tree has none",
             warning,
         )
     if loops_kept:

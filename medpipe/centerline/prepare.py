@@ -23,6 +23,8 @@ __all__ = ["Structure", "check_labels", "structures_of"]
 
 MAX_SPACING_MM = 50.0
 MAX_LABEL = 255
+MOST_SHARE = 0.8
+"""Of a volume; a structure of more that reaches all of its faces is taken for the background."""
 
 
 def _host(values: torch.Tensor) -> NDArray[np.generic]:
@@ -178,14 +180,22 @@ def structures_of(labels: torch.Tensor, affine: Affine) -> list[Structure]:
         high = np.minimum(_host(own.amax(dim=0)).astype(np.int64) + 2, part.shape)
         box = tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         mask = (part[box] == value).contiguous()
-        if bool(mask.all()):
+        share = own.shape[0] / labels.numel()
+        if bool(mask.all()) or (share > MOST_SHARE and _spans(own, corner, labels)):
             raise StepError(
                 "the structure fills the volume",
                 expected="background around it",
+                got=f"{100 * share:.0f} % of the voxels",
                 hint="check that the mask is not inverted",
             )
         out.append(_structure(mask, int(value), corner + low, affine))
     return out
+
+
+def _spans(own: torch.Tensor, corner: NDArray[np.int64], labels: torch.Tensor) -> bool:
+    """Say whether voxels (n, 3) of a part of a volume reach all of its six faces."""
+    first, last = corner + _host(own.amin(dim=0)), corner + _host(own.amax(dim=0))
+    return bool((first == 0).all() and (last == np.array(labels.shape) - 1).all())
 
 
 def _box_of(labels: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -81,6 +81,10 @@ class _Tree:
         self.alive = np.arange(len(self.parents)) < own
         self.joined: set[int] = set()
         self.tips: list[int] = []
+        self.loops = loops_of_voxels(self._voxels(self.alive))
+
+    def _voxels(self, alive: NDArray[np.bool_]) -> Longs:
+        return self.lumen.voxels[self.closed.voxels[alive]].astype(np.int64)
 
     def children(self, node: int) -> list[int]:
         """Return the children of a node that are part of the tree."""
@@ -185,8 +189,7 @@ class _Tree:
             alive[node] = False
         if not alive[self.closed.asked].all():
             return False
-        voxels = self.lumen.voxels[self.closed.voxels[alive]].astype(np.int64)
-        if loops_of_voxels(voxels) > 0:
+        if loops_of_voxels(self._voxels(alive)) > self.loops:
             return False
         self.parents, self.alive = parents, alive
         self.joined |= {a, b}

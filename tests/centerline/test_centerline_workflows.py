@@ -62,7 +62,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "flat": np.ones((20, 20, 1), np.uint8),
         "probability": rng.random((20, 20, 20)).astype(np.float32),
         "ct": rng.integers(-1000, 1000, (20, 20, 20)).astype(np.int16),
-        "inverted": np.ones((20, 20, 20), np.uint8),
+        "inverted": 1 - tube(),
     }
     for name, data in inputs.items():
         save(folder / f"{name}.nii.gz", data)

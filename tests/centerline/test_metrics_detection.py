@@ -126,6 +126,15 @@ def test_centerline_dice_by_hand():
     assert (back.precision, back.sensitivity) == (found.sensitivity, found.precision)
 
 
+def test_masks_that_thin_to_nothing_do_not_agree_for_that():
+    one, two = (torch.zeros((20, 5, 5), dtype=torch.bool) for _ in range(2))
+    one[1:3, 1:3, 1:3] = True
+    two[15:17, 1:3, 1:3] = True
+    none = torch.zeros_like(one)
+    assert cl_dice(one, two, reference_skeleton=none, result_skeleton=none).cl_dice == 0
+    assert cl_dice(none, none).cl_dice == 1
+
+
 def test_centerline_dice_thins_for_itself():
     mask, _ = airway()
     assert cl_dice(mask, mask).cl_dice == 1

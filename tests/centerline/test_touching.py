@@ -60,7 +60,10 @@ def test_vessels_that_touch_are_parted_where_they_do(side):
     assert abs(row["length_ratio"] - 1) < 0.03  # of the way down B, not of the short cut
     assert row["loops"] == 0
     assert nx.is_arborescence(tree.graph)
-    assert [f["check"] for f in tree.facts["findings"]] == ["centerline.loops_cut"]
+    (finding,) = tree.facts["findings"]
+    assert finding["check"] == "centerline.loops_cut"
+    assert "1 of them where vessels seem to touch" in finding["message"]
+    assert tree.facts["contacts_cut"] == 1
 
 
 def test_the_other_way_keeps_the_loop_as_an_edge():

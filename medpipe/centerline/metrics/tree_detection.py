@@ -165,7 +165,7 @@ def cl_dice(
         for mask, given in ((truth, reference_skeleton), (found, result_skeleton))
     ]
     lines = [_same(truth, line)[1] for line in lines]
-    if not any(bool(line.any()) for line in lines):
+    if not any(bool(mask.any()) for mask in (truth, found)):
         return ClDice(1.0, 1.0, 1.0)
     precision = _hits(lines[1], truth)
     sensitivity = _hits(lines[0], found)
