@@ -194,7 +194,7 @@ def structures_of(labels: torch.Tensor, affine: Affine) -> list[Structure]:
 
 def _spans(own: torch.Tensor, corner: NDArray[np.int64], labels: torch.Tensor) -> bool:
     """Say whether voxels (n, 3) of a part of a volume reach all of its six faces."""
-    first, last = corner + _host(own.amin(dim=0)), corner + _host(own.amax(dim=0))
+    first, last = (corner + _host(ends).astype(np.int64) for ends in (own.amin(0), own.amax(0)))
     return bool((first == 0).all() and (last == np.array(labels.shape) - 1).all())
 
 
