@@ -9,7 +9,27 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_MODULES: dict[str, tuple[str, ...]] = {}
+_MODULES: dict[str, tuple[str, ...]] = {
+    "orders": ("inverse_order", "token_order"),
+    "conditions": ("Condition", "Conditions"),
+    "attention": ("AttentionPattern", "attend"),
+    "prior": ("Prior", "PriorSettings"),
+    "cache": ("CachedPrior", "cache_bytes"),
+    "sampling": ("SamplingProgress", "sample_codes"),
+    "monai_prior": ("prior_from_monai",),
+    "quantiser": ("Codebook", "Quantised", "perplexity"),
+    "tokeniser": ("Reconstruction", "Tokeniser", "TokeniserSettings"),
+    "tokeniser_losses": ("LossWeights", "TokeniserLoss", "spectral_loss"),
+    "features": ("FeatureNetwork", "read_features", "train_features"),
+    "tokeniser_training": ("TokeniserModel", "TokeniserTraining", "train_tokeniser"),
+    "autoencoder": ("AutoencoderSettings", "LatentAutoencoder"),
+    "autoencoder_training": ("train_autoencoder",),
+    "latents": ("Latents", "encode_latents"),
+    "denoiser": ("Denoiser", "DenoiserSettings"),
+    "flow": ("sample_latents", "train_denoiser"),
+    "parallel.patches": ("PatchParallel",),
+    "parallel.decode": ("decode_slabs", "halo_decode"),
+}
 
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 
