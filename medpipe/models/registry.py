@@ -58,6 +58,11 @@ MODELS: dict[str, PackagedModel] = {
         "636ff6d17adcd3784a34d6e463d519039c116378deba95f00221bb3cb64a65f2",
         "centerline",
     ),
+    "sah-mortality-demo": PackagedModel(
+        "sah-mortality-demo.safetensors",
+        "73c1a8907963b7396df50fe8d0fa66670b3475ba5e379f04d4efeeb0fd9e3fd3",
+        "outcome",
+    ),
 }
 """Models by name."""
 
