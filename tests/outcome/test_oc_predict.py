@@ -134,7 +134,7 @@ def test_what_was_observed_belongs_to_the_probability(bundle: OutcomeBundle) -> 
     found = predict_outcome(bundle, bundle.networks(), prepared().as_tensor())
     group = FACTS.calibration[0 if found.probability <= 0.4 else 1]
     assert found.observed == group
-    assert f"of {group['n']} patients" in found.observed_text
+    assert f"of {group['n']} cases" in found.observed_text
     assert f"{group['events']} had the outcome" in found.observed_text
 
 
