@@ -154,9 +154,10 @@ def main() -> None:
 
     stored_rows = RESULTS / "centerline_speed.json"
     known = json.loads(stored_rows.read_text())["rows"] if args.case or args.memory else []
-    rows = [row for row in known if row["case"] != args.case and not args.memory]
+    measured = [args.case] if args.case else list(CASES)
+    rows = [row for row in known if row["case"] not in measured]
     with tempfile.TemporaryDirectory() as scratch:
-        for case in [args.case] if args.case else CASES:
+        for case in measured:
             mask, affine = case_of(case, args.folder)
             stored = Path(scratch) / "mask.npz"
             np.savez(stored, mask=mask, affine=affine)
