@@ -7,10 +7,8 @@ a latent stored with its noise makes that noise part of what a denoiser has to l
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from medpipe.errors import InputError, ResourceError, UsageError
-from medpipe.models import load_weights, pack_weights
+from medpipe.errors import UsageError
+from medpipe.synthesis.memory import enough_memory
+from medpipe.synthesis.model_file import network_bytes, network_digest, read_network
 from medpipe.synthesis.parallel.decode import decode_slabs, run_slabs
 from medpipe.synthesis.parallel.slabs import choose_axis
 from medpipe.types import Json
 
-__all__ = ["AutoencoderSettings", "LatentAutoencoder", "enough_memory"]
+__all__ = ["AutoencoderSettings", "LatentAutoencoder"]
 
 MODEL = "latent-autoencoder"
 
@@ -76,15 +75,6 @@ class AutoencoderSettings:
     def stride(self) -> int:
         """Voxels along an axis for one cell of the latent."""
         return 2 ** (len(self.channels) - 1)
-
-
-@contextmanager
-def enough_memory(hint: str) -> Iterator[None]:
-    """Say in one line that the memory of the device does not suffice, and what to do."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise ResourceError("the memory of the device does not suffice", hint=hint) from None
 
 
 class LatentAutoencoder(nn.Module):
@@ -269,17 +259,11 @@ class LatentAutoencoder(nn.Module):
 
     def digest(self) -> str:
         """Return what tells these weights from others."""
-        return hashlib.sha256(pack_weights(self.state_dict(), {})).hexdigest()[:16]
+        return network_digest(self)[:16]
 
     def to_bytes(self) -> bytes:
         """Return weights, settings and facts as the content of a safetensors file."""
-        settings: dict[str, Any] = asdict(self.settings)
-        metadata: dict[str, Json] = {
-            "model": MODEL,
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
-            "facts": self.facts,
-        }
-        return pack_weights(self.state_dict(), metadata)
+        return network_bytes(self, MODEL, self.settings, facts=self.facts)
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> LatentAutoencoder:
@@ -292,18 +276,13 @@ class LatentAutoencoder(nn.Module):
         InputError
             If it holds something else.
         """
-        tensors, metadata = load_weights(name_or_path)
-        try:
-            if metadata["model"] != MODEL:
-                raise ValueError
-            made = cls(AutoencoderSettings(**metadata["settings"]))  # type: ignore[arg-type]
-            made.load_state_dict(tensors)
-            made.facts = dict(metadata["facts"])  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError, RuntimeError, UsageError):
-            raise InputError(
-                "the model is not a latent autoencoder", hint="use a file written by training"
-            ) from None
-        return made.eval()
+
+        def make(said: dict[str, Any]) -> LatentAutoencoder:
+            made = cls(AutoencoderSettings(**said["settings"]))
+            made.facts = dict(said["facts"])
+            return made
+
+        return read_network(name_or_path, MODEL, "a latent autoencoder", make)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder, enough_memory
+from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
+from medpipe.synthesis.memory import enough_memory
 from medpipe.train import LoopSettings, train
 from medpipe.train.settings import Tell
 

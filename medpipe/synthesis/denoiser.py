@@ -8,7 +8,7 @@ unconditional, which guidance needs (Ho and Salimans, arXiv 2207.12598).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medpipe.errors import InputError, UsageError
-from medpipe.models import load_weights, pack_weights
+from medpipe.errors import UsageError
 from medpipe.synthesis.autoencoder import LatentAutoencoder
+from medpipe.synthesis.model_file import network_bytes, read_network
 from medpipe.types import Json
 
 __all__ = ["ConditionTokens", "Denoiser", "DenoiserSettings"]
@@ -253,14 +253,9 @@ class Denoiser(nn.Module):
 
     def to_bytes(self) -> bytes:
         """Return weights, settings and facts as the content of a safetensors file."""
-        settings: dict[str, Any] = asdict(self.settings)
-        metadata: dict[str, Json] = {
-            "model": MODEL,
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
-            "autoencoder": self.autoencoder,
-            "facts": self.facts,
-        }
-        return pack_weights(self.state_dict(), metadata)
+        return network_bytes(
+            self, MODEL, self.settings, autoencoder=self.autoencoder, facts=self.facts
+        )
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> Denoiser:
@@ -273,16 +268,11 @@ class Denoiser(nn.Module):
         InputError
             If it holds something else.
         """
-        tensors, metadata = load_weights(name_or_path)
-        try:
-            if metadata["model"] != MODEL:
-                raise ValueError
-            made = cls(DenoiserSettings(**metadata["settings"]))  # type: ignore[arg-type]
-            made.load_state_dict(tensors)
-            made.autoencoder = str(metadata["autoencoder"])
-            made.facts = dict(metadata["facts"])  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError, RuntimeError, UsageError):
-            raise InputError(
-                "the model is not a denoiser of latents", hint="use a file written by training"
-            ) from None
-        return made.eval()
+
+        def make(said: dict[str, Any]) -> Denoiser:
+            made = cls(DenoiserSettings(**said["settings"]))
+            made.autoencoder = str(said["autoencoder"])
+            made.facts = dict(said["facts"])
+            return made
+
+        return read_network(name_or_path, MODEL, "a denoiser of latents", make)

@@ -24,9 +24,9 @@ from torch.utils.data import Dataset
 
 from medpipe.errors import UsageError
 from medpipe.seeds import derive_seed
-from medpipe.synthesis.autoencoder import enough_memory
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 from medpipe.synthesis.latents import Latents
+from medpipe.synthesis.memory import enough_memory
 from medpipe.synthesis.parallel.patches import PatchParallel, WholePart
 from medpipe.train import LoopSettings, train
 from medpipe.train.settings import Tell

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medpipe.errors import ResourceError, UsageError
+from medpipe.errors import UsageError
 from medpipe.synthesis.cache import CachedPrior, cache_bytes
+from medpipe.synthesis.memory import enough_memory
 from medpipe.synthesis.prior import Prior
 
 __all__ = ["SamplingProgress", "draw", "sample_codes", "uniform_numbers"]
@@ -123,10 +124,12 @@ def sample_codes(
             unknown = prior.context_tokens(len(some), None, None, None) if guided else None
             if given is not None and unknown is not None:
                 given = torch.cat([given, unknown])
-            try:
+            with enough_memory(
+                "lower batch, or use a prior with sparse attention",
+                what="keys and values of the prior do not fit in memory",
+                got=f"{batch} cases at a time",
+            ):
                 parts.append(_sample_batch(prior, given, some, guidance, pick, teller))
-            except RuntimeError as error:
-                raise _faulty(error, batch) from None
     return torch.cat(parts)
 
 
@@ -220,18 +223,6 @@ class _Teller:
         if now - self.said >= _TELL_EVERY_S or self.done == self.total:
             self.said = now
             self.progress(SamplingProgress(self.done, self.total, now - self.began))
-
-
-def _faulty(error: RuntimeError, batch: int) -> Exception:
-    """Return what to raise for a fault of torch: it says lack of memory in several ways."""
-    text = str(error).lower()
-    if not (isinstance(error, torch.OutOfMemoryError) or "allocate" in text):
-        return error
-    return ResourceError(
-        "keys and values of the prior do not fit in memory",
-        got=f"{batch} cases at a time",
-        hint="lower batch, or use a prior with sparse attention",
-    )
 
 
 def _check(

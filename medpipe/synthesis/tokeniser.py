@@ -8,8 +8,8 @@ further channels: one-hot in, logits out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from medpipe.errors import InputError, ResourceError, StepError, UsageError
+from medpipe.errors import InputError, StepError, UsageError
+from medpipe.synthesis.memory import enough_memory
 from medpipe.synthesis.quantiser import Codebook
 
 __all__ = [
@@ -365,17 +366,10 @@ def _cropped(values: Tensor, shape: Sequence[int]) -> Tensor:
     return values[..., :i, :j, :k]
 
 
-@contextmanager
-def memory_named(shape: Sequence[int]) -> Iterator[None]:
+def memory_named(shape: Sequence[int]) -> AbstractContextManager[None]:
     """Say in one line that a volume does not fit in memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
-        if not on_host and not isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ResourceError(
-            "not enough memory for the tokeniser",
-            got=f"a volume of {' x '.join(str(int(n)) for n in shape)} voxels",
-            hint="take fewer volumes at a time, patches, a coarser spacing or recompute",
-        ) from None
+    return enough_memory(
+        "take fewer volumes at a time, patches, a coarser spacing or recompute",
+        what="not enough memory for the tokeniser",
+        got=f"a volume of {' x '.join(str(int(n)) for n in shape)} voxels",
+    )

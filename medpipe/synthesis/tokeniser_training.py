@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medpipe.errors import InputError, MedpipeError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
+from medpipe.synthesis.model_file import network_digest
 from medpipe.synthesis.tokeniser import Tokeniser, TokeniserSettings, memory_named
 from medpipe.synthesis.tokeniser_losses import (
     LossWeights,
@@ -348,12 +349,8 @@ def _bound(
     own = {n: v for n, v in asdict(training).items() if n not in loop and n not in _FREE}
     digest = None
     if training.weights.perceptual and features is not None:
-        digest = _digest(features.network)
+        digest = network_digest(features.network)
     return _json({"tokeniser": asdict(settings), **own, "samples": samples, "features": digest})
-
-
-def _digest(network: nn.Module) -> str:
-    return hashlib.sha256(pack_weights(network.state_dict(), {})).hexdigest()
 
 
 def _json(value: dict[str, Any]) -> dict[str, Json]:

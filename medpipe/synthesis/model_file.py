@@ -1,0 +1,65 @@
+"""How a network and its settings become one file, and are read back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from medpipe.errors import InputError, UsageError
+from medpipe.models import load_weights, pack_weights
+from medpipe.types import Json
+
+__all__ = ["network_bytes", "network_digest", "read_network"]
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def network_bytes(network: nn.Module, model: str, settings: Any, **more: Json) -> bytes:
+    """Return weights, the fields of `settings` and more facts as a safetensors file."""
+    said: dict[str, Json] = {"model": model, "settings": asdict(settings), **more}
+    return pack_weights(network.state_dict(), said)
+
+
+def network_digest(network: nn.Module) -> str:
+    """Return the sha256 that tells these weights from others."""
+    return hashlib.sha256(pack_weights(network.state_dict(), {})).hexdigest()
+
+
+def read_network(
+    name_or_path: str | Path, model: str, what: str, make: Callable[[dict[str, Any]], N]
+) -> N:
+    """Return the network of a file that `network_bytes` made, on the CPU, ready to be asked.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+    model : str
+        What the file must say it is.
+    what : str
+        The same in words, for the message.
+    make : callable
+        From what the file says to the network; its weights are loaded here.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file.
+    InputError
+        If it holds something else.
+    """
+    tensors, said = load_weights(name_or_path)
+    try:
+        if said["model"] != model:
+            raise ValueError
+        network = make(said)
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, UsageError):
+        raise InputError(
+            f"the model is not {what}", hint="use a file written by training"
+        ) from None
+    return network.eval()
