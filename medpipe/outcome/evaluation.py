@@ -35,8 +35,6 @@ from medpipe.outcome.evaluation_parts import (
     treat_all,
 )
 from medpipe.outcome.evaluation_survival import survival_notes, survival_part
-from medpipe.outcome.interval import check_level
-from medpipe.outcome.metrics.ranking import delong_test
 from medpipe.outcome.metrics.threshold import confusion
 from medpipe.outcome.predictions import (
     LABELS,
@@ -45,6 +43,8 @@ from medpipe.outcome.predictions import (
     SurvivalPredictions,
     cross_fitted_thresholds,
 )
+from medpipe.stats.interval import check_level
+from medpipe.stats.ranking import delong_test
 
 __all__ = [
     "LABELS",

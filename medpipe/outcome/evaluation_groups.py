@@ -14,9 +14,9 @@ from medpipe.outcome.evaluation_parts import (
     too_small,
     without_interval,
 )
-from medpipe.outcome.interval import Interval
 from medpipe.outcome.metrics import proper
 from medpipe.outcome.metrics.shares import proportion
+from medpipe.stats.interval import Interval
 
 __all__ = ["fold_rows", "share_of_events", "site_rows", "subgroup_rows"]
 

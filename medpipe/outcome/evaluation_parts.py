@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medpipe.errors import InputError
-from medpipe.outcome.interval import Interval
 from medpipe.outcome.metrics import benefit, calibration, curves, proper, threshold
-from medpipe.outcome.metrics._arrays import finish, ratio
 from medpipe.outcome.metrics.bootstrap import bootstrap, weight_blocks
-from medpipe.outcome.metrics.ranking import auroc, average_precision, delong
+from medpipe.stats.arrays import finish, ratio
+from medpipe.stats.interval import Interval
+from medpipe.stats.ranking import auroc, average_precision, delong
 
 __all__ = [
     "MIN_CASES",

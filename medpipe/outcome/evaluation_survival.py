@@ -18,12 +18,12 @@ from medpipe.outcome.evaluation_parts import (
     Resampling,
     rounded,
 )
-from medpipe.outcome.interval import Interval
 from medpipe.outcome.metrics import survival, survival_calibration
 from medpipe.outcome.metrics._censoring import survival_rows
 from medpipe.outcome.metrics.bootstrap import weight_blocks
 from medpipe.outcome.metrics.shares import wilson
 from medpipe.outcome.predictions import SurvivalPredictions
+from medpipe.stats.interval import Interval
 
 __all__ = ["reference_survival", "survival_notes", "survival_part"]
 

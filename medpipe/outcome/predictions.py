@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medpipe.errors import InputError, UsageError
-from medpipe.outcome.metrics._arrays import binary, both_classes, probabilities
 from medpipe.outcome.metrics._censoring import times
 from medpipe.outcome.metrics.threshold import threshold_at
+from medpipe.stats.arrays import binary, both_classes, probabilities
 
 __all__ = [
     "LABELS",

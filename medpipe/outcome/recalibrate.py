@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
 from medpipe.errors import InputError, UsageError
-from medpipe.outcome.interval import check_level
-from medpipe.outcome.metrics._arrays import Floats, binary, both_classes, column, weight_rows
 from medpipe.outcome.metrics._logistic import fit_logistic
 from medpipe.outcome.metrics.shares import wilson
+from medpipe.stats.arrays import Floats, binary, both_classes, column, weight_rows
+from medpipe.stats.interval import check_level
 
 __all__ = [
     "Isotonic",

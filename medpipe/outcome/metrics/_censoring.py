@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medpipe.errors import InputError
-from medpipe.outcome.metrics._arrays import Floats, binary, column
+from medpipe.stats.arrays import Floats, binary, column
 
 __all__ = ["survival_rows", "times", "uncensored"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from medpipe.outcome.metrics._arrays import Floats
+from medpipe.stats.arrays import Floats
 
 __all__ = ["fit_logistic", "overlapping"]
 

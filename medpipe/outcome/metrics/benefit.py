@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medpipe.errors import UsageError
-from medpipe.outcome.interval import check_level
-from medpipe.outcome.metrics._arrays import Floats, binary, probabilities, weight_rows
 from medpipe.outcome.metrics.bootstrap import weight_blocks
+from medpipe.stats.arrays import Floats, binary, probabilities, weight_rows
+from medpipe.stats.interval import check_level
 
 __all__ = ["DecisionCurve", "decision_curve", "net_benefit", "net_benefit_all"]
 

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from medpipe.errors import InputError, UsageError
-from medpipe.outcome.interval import Interval, check_level
-from medpipe.outcome.metrics._arrays import Floats, binary, group_numbers
+from medpipe.stats.arrays import Floats, binary, group_numbers
+from medpipe.stats.interval import Interval, check_level
 
 __all__ = ["bootstrap", "resample_weights", "weight_blocks"]
 

@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from medpipe.errors import UsageError
-from medpipe.outcome.interval import Interval, check_level
-from medpipe.outcome.metrics._arrays import (
+from medpipe.outcome.metrics._logistic import fit_logistic, overlapping
+from medpipe.outcome.metrics.shares import wilson
+from medpipe.stats.arrays import (
     FloatOrRows,
     Floats,
     binary,
@@ -20,8 +21,7 @@ from medpipe.outcome.metrics._arrays import (
     ratio,
     weight_rows,
 )
-from medpipe.outcome.metrics._logistic import fit_logistic, overlapping
-from medpipe.outcome.metrics.shares import wilson
+from medpipe.stats.interval import Interval, check_level
 
 __all__ = [
     "CalibrationCurve",

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medpipe.errors import InputError
-from medpipe.outcome.interval import check_level
-from medpipe.outcome.metrics._arrays import Floats, binary, both_classes, column
 from medpipe.outcome.metrics.bootstrap import weight_blocks
-from medpipe.outcome.metrics.ranking import ONE_CLASS
+from medpipe.stats.arrays import Floats, binary, both_classes, column
+from medpipe.stats.interval import check_level
+from medpipe.stats.ranking import ONE_CLASS
 
 __all__ = [
     "PrecisionRecallCurve",

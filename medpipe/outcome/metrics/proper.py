@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medpipe.outcome.metrics._arrays import (
+from medpipe.stats.arrays import (
     FloatOrRows,
     Floats,
     binary,

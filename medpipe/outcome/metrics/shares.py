@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from medpipe.outcome.interval import Interval, check_level
+from medpipe.stats.interval import Interval, check_level
 
 __all__ = ["proportion", "wilson"]
 

@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from medpipe.errors import InputError, UsageError
-from medpipe.outcome.interval import check_level
-from medpipe.outcome.metrics._arrays import (
+from medpipe.outcome.metrics._censoring import survival_rows, times, uncensored
+from medpipe.stats.arrays import (
     FloatOrRows,
     Floats,
     column,
@@ -29,8 +29,8 @@ from medpipe.outcome.metrics._arrays import (
     ratio,
     weight_rows,
 )
-from medpipe.outcome.metrics._censoring import survival_rows, times, uncensored
-from medpipe.outcome.metrics.ranking import auroc
+from medpipe.stats.interval import check_level
+from medpipe.stats.ranking import auroc
 
 __all__ = [
     "KaplanMeier",

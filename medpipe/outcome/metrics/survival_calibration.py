@@ -9,7 +9,9 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from medpipe.errors import InputError
-from medpipe.outcome.metrics._arrays import (
+from medpipe.outcome.metrics._censoring import survival_rows, times, uncensored
+from medpipe.outcome.metrics.calibration import calibration_slope
+from medpipe.stats.arrays import (
     FloatOrRows,
     Floats,
     finish,
@@ -18,8 +20,6 @@ from medpipe.outcome.metrics._arrays import (
     ratio,
     weight_rows,
 )
-from medpipe.outcome.metrics._censoring import survival_rows, times, uncensored
-from medpipe.outcome.metrics.calibration import calibration_slope
 
 __all__ = ["LogRank", "calibration_slope_at", "logrank", "observed_over_expected"]
 

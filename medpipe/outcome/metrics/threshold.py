@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medpipe.errors import InputError, UsageError
-from medpipe.outcome.interval import Interval
-from medpipe.outcome.metrics._arrays import (
+from medpipe.outcome.metrics.shares import proportion
+from medpipe.stats.arrays import (
     FloatOrRows,
     Floats,
     binary,
@@ -19,7 +19,7 @@ from medpipe.outcome.metrics._arrays import (
     ratio,
     weight_rows,
 )
-from medpipe.outcome.metrics.shares import proportion
+from medpipe.stats.interval import Interval
 
 __all__ = [
     "Confusion",
