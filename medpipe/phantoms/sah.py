@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from medpipe.errors import UsageError
 from medpipe.phantoms.anatomy import Subject
+from medpipe.phantoms.diffeomorphism import Warp
 from medpipe.phantoms.head_ct import ct_noise
 from medpipe.phantoms.sah_blood import (
     SOURCES,
@@ -26,7 +27,7 @@ from medpipe.phantoms.sah_blood import (
 )
 from medpipe.phantoms.sah_risk import THICK_ML, Covariates, draw_covariates, modified_fisher
 from medpipe.phantoms.sah_template import HeadSample, ProceduralHead, Template, TemplateHead
-from medpipe.phantoms.sah_warp import Warp, head_warp, random_warp, template_points
+from medpipe.phantoms.sah_warp import head_warp, random_warp, template_points
 from medpipe.phantoms.shapes import Array, F, lattice
 from medpipe.types import Affine, Volume
 

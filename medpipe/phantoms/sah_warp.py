@@ -1,28 +1,23 @@
-"""Smooth, invertible deformations of a head that are known everywhere.
+"""Deformations of a whole head and of what lies inside the skull.
 
-A stationary velocity is drawn on a coarse lattice and integrated by scaling
-and squaring (Arsigny 2006, doi:10.1007/11866565_113), so that the map has no
-folds. Pressing on the midline is a velocity too.
+Pressing on the midline is a velocity that is integrated like any other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
+from numpy.typing import NDArray
 
 from medpipe.phantoms.anatomy import endocranium
+from medpipe.phantoms.diffeomorphism import NodeGrid, Velocity, Warp, random_velocity
 from medpipe.phantoms.shapes import Array, F
 from medpipe.types import Affine
 
-__all__ = ["Warp", "head_warp", "random_warp", "template_points"]
+__all__ = ["head_warp", "random_warp", "template_points"]
 
 STEP_MM = 8.0
 LOW_MM = (-120.0, -138.0, -120.0)
 NODES = (31, 36, 32)
-SQUARINGS = 5
 
 SEPTUM_MM = (0.0, 14.0, 12.0)
 """The septum pellucidum in the template frame: where a midline shift is measured."""
@@ -32,73 +27,12 @@ _ANCHOR_MM = 16.0
 """Depth below the skull at which tissue may move freely."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Warp:
-    """A map of RAS mm to RAS mm: where in the undeformed head a point of the image lies.
-
-    Attributes
-    ----------
-    displacement : ndarray of float32, shape (3, I, J, K)
-        In mm, at the nodes of the lattice; linear in between, constant beyond.
-    """
-
-    displacement: Array
-
-    def __call__(self, points_mm: ArrayLike) -> NDArray[np.float64]:
-        """Return the mapped points, shape (..., 3) → (..., 3)."""
-        points = np.asarray(points_mm, np.float64)
-        at = np.moveaxis((points - np.array(LOW_MM)) / STEP_MM, -1, 0)
-        moved = [ndimage.map_coordinates(d, at, order=1, mode="nearest") for d in self.displacement]
-        return points + np.stack(moved, -1)
-
-    def after(self, first: Warp) -> Warp:
-        """Return the map that applies `first` and then this one."""
-        nodes = lattice_mm()
-        return Warp(np.moveaxis(self(first(nodes)) - nodes, -1, 0).astype(F))
-
-    def inverse(self, points_mm: ArrayLike) -> NDArray[np.float64]:
-        """Return the points that this map takes to `points_mm`, by fixed-point iteration."""
-        wanted = np.asarray(points_mm, np.float64)
-        out = wanted.copy()
-        for _ in range(40):
-            out = out + wanted - self(out)
-        return out
-
-    def jacobian(self) -> NDArray[np.float64]:
-        """Return the determinant of the map's derivative in each cell, at each corner of it.
-
-        Within a cell the map is trilinear; its determinant at the corners
-        comes from the differences along the three edges that meet there.
-        """
-        world = np.moveaxis(lattice_mm(), -1, 0) + self.displacement
-        sides = [np.diff(world, axis=a + 1) / STEP_MM for a in range(3)]
-        out = []
-        for i, j, k in np.ndindex(2, 2, 2):
-            rows = [
-                sides[0][:, :, j : _end(j), k : _end(k)],
-                sides[1][:, i : _end(i), :, k : _end(k)],
-                sides[2][:, i : _end(i), j : _end(j), :],
-            ]
-            out.append((rows[0] * np.cross(rows[1], rows[2], axis=0)).sum(0))
-        return np.stack(out)
-
-
-def _end(start: int) -> int | None:
-    return None if start else -1
-
-
-def lattice_mm() -> NDArray[np.float64]:
-    """Return the nodes of the lattice, RAS mm, shape (I, J, K, 3)."""
-    axes = [low + STEP_MM * np.arange(n) for low, n in zip(LOW_MM, NODES, strict=True)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+GRID = NodeGrid(LOW_MM, STEP_MM, NODES)
 
 
 def integrate(velocity: Array) -> Warp:
     """Return the flow of a stationary velocity (3, I, J, K) over unit time."""
-    flow = Warp(velocity.astype(F) / F(2**SQUARINGS))
-    for _ in range(SQUARINGS):
-        flow = flow.after(flow)
-    return flow
+    return Velocity(velocity, GRID).warp()
 
 
 def random_warp(seed: tuple[int, ...], amplitude_mm: float = 1.6, scale_mm: float = 26.0) -> Warp:
@@ -113,11 +47,8 @@ def random_warp(seed: tuple[int, ...], amplitude_mm: float = 1.6, scale_mm: floa
     scale_mm : float
         Standard deviation of the Gaussian that smooths it.
     """
-    noise = np.random.default_rng(list(seed)).standard_normal((3, *NODES), dtype=F)
-    for part in noise:
-        part[:] = ndimage.gaussian_filter(part, scale_mm / STEP_MM, mode="wrap")
-        part *= F(amplitude_mm) / part.std()
-    return integrate(noise)
+    rng = np.random.default_rng(list(seed))
+    return random_velocity(rng, GRID, amplitude_mm, scale_mm).warp()
 
 
 def _smooth(depth: Array) -> Array:
@@ -151,7 +82,7 @@ def head_warp(
     """
     if not shift_mm and ventricles == 1.0:
         return shape, 0.0
-    nodes = lattice_mm()
+    nodes = GRID.points_mm
     x, y, z = template_points(to_template, nodes)
     depth = -endocranium((x.ravel(), y.ravel(), z.ravel())).reshape(x.shape)
     parts = zip((x, y, z), SEPTUM_MM, _BULGE_MM, strict=True)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from medpipe.phantoms.anatomy import Subject
-from medpipe.phantoms.sah_warp import Warp, head_warp, random_warp, template_points
+from medpipe.phantoms.diffeomorphism import Warp
+from medpipe.phantoms.sah_warp import GRID, head_warp, random_warp, template_points
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +46,12 @@ def test_the_jacobian_is_that_of_finite_differences():
 def test_a_fold_would_be_seen():
     folded = np.zeros_like(random_warp((0,)).displacement)
     folded[0, 16] = 9.0  # beyond the next node, 8 mm away
-    assert Warp(folded).jacobian().min() < 0
+    assert Warp(folded, GRID).jacobian().min() < 0
 
 
 @pytest.mark.parametrize("shift_mm", [-12.0, 4.0])
 def test_the_septum_moves_by_the_shift_and_the_skull_stays(frame, shift_mm):
-    still = Warp(np.zeros_like(random_warp((0,)).displacement))
+    still = Warp(np.zeros_like(random_warp((0,)).displacement), GRID)
     warp, measured = head_warp(still, frame, shift_mm)
     assert measured == pytest.approx(shift_mm, abs=0.02)
     world = np.linalg.inv(frame)
@@ -75,7 +76,7 @@ def test_shift_and_shape_together_stay_without_folds(frame):
 
 
 def test_ventricles_are_spread_by_their_factor(frame):
-    still = Warp(np.zeros_like(random_warp((0,)).displacement))
+    still = Warp(np.zeros_like(random_warp((0,)).displacement), GRID)
     warp, measured = head_warp(still, frame, 0.0, ventricles=1.25)
     assert measured == 0
     world = np.linalg.inv(frame)
