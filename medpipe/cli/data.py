@@ -471,6 +471,80 @@ def simulate_sah(
 
 
 @app.command
+def brain_population(
+    folder: Path,
+    /,
+    *,
+    subjects: int = 20,
+    seed: int = 0,
+    label_maps: Path | None = None,
+    anatomies: int = 8,
+    matrix: int = 64,
+    spacing_mm: float = 3.0,
+    contrast: Literal["t1", "t2", "pd", "flair", "random"] = "t1",
+    deform_mm: float = 2.5,
+    noise_percent: float = 2.0,
+    bias: float = 0.1,
+    tilt_deg: float = 0.0,
+    shift_mm: float = 0.0,
+    jacobian: bool = False,
+    workers: int = 1,
+) -> int:
+    """Write brain MRs of known age, sex, ventricle and brain volume, and cases.csv.
+
+    Each is a label map, aged, deformed and imaged; truth.json holds what was asked for, the
+    volumes that came out in ml, and the deformation. The relation of age and sex to the brain
+    is chosen, not measured. The column anatomy names the label map: do not split one.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder that does not exist yet or is empty.
+    subjects : int
+        How many.
+    seed : int
+        Chooses the subjects.
+    label_maps : Path, optional
+        A folder of whole-head label maps with FreeSurfer's numbers, instead of drawn heads.
+    anatomies : int
+        How many heads are drawn where there are no label maps.
+    matrix : int
+        Voxels along each axis.
+    spacing_mm : float
+        Their size.
+    contrast : {"t1", "t2", "pd", "flair", "random"}
+        A signal model, or an intensity drawn for each tissue.
+    deform_mm : float
+        Standard deviation of the random velocity.
+    noise_percent : float
+        Noise, of the signal of white matter.
+    bias : float
+        Standard deviation of the logarithm of the bias field.
+    tilt_deg : float
+        Standard deviation of the turn of the head about each axis.
+    shift_mm : float
+        Standard deviation of its place along each axis.
+    jacobian : bool
+        Write growth.nii.gz too: how much larger each place is than in the label map.
+    workers : int
+        Processes.
+    """
+    from medpipe.phantoms.brain_population import BrainScan
+    from medpipe.phantoms.brain_population_folder import BrainCohort, write_brain_population
+
+    scan = BrainScan(
+        (matrix,) * 3, spacing_mm, contrast, deform_mm, tilt_deg=tilt_deg, shift_mm=shift_mm,
+        bias=bias, noise_percent=noise_percent,
+    )  # fmt: skip
+    cohort = BrainCohort(subjects, seed, scan, label_maps, anatomies, jacobian)
+    _must_be_empty(folder)
+    with console(stderr=True).status("simulating brain MRs"):
+        cases = write_brain_population(folder, cohort, workers=workers)
+    print(f"{folder / 'cases.csv'}: {len(cases)} simulated cases")
+    return 0
+
+
+@app.command
 def nifti_folder(folder: Path, /, *, subjects: int = 3, seed: int = 0, matrix: int = 96) -> int:
     """Write a folder of NIfTI images, good ones and damaged ones, for nifti-check.
 

@@ -18,7 +18,16 @@ from medpipe.phantoms.anatomy import HeadAnatomy, HeadLabel, Lesion, Subject
 from medpipe.phantoms.shapes import Array, F
 from medpipe.types import Volume
 
-__all__ = ["TISSUES", "BrainMR", "MRPhantom", "Relaxation", "brain_mr", "relaxation", "signal"]
+__all__ = [
+    "TIMING",
+    "TISSUES",
+    "BrainMR",
+    "MRPhantom",
+    "Relaxation",
+    "brain_mr",
+    "relaxation",
+    "signal",
+]
 
 Contrast = Literal["t1", "t2", "pd", "flair"]
 
@@ -77,12 +86,13 @@ TISSUES: tuple[tuple[str, tuple[HeadLabel, ...]], ...] = (
 )
 """The tissues whose fractions `brain_mr` returns, and the labels each is made of."""
 
-_TIMING: dict[str, dict[str, float]] = {
+TIMING: dict[str, dict[str, float]] = {
     "t1": {"tr_ms": 2000, "te_ms": 3, "ti_ms": 900},
     "t2": {"tr_ms": 5000, "te_ms": 90},
     "pd": {"tr_ms": 3000, "te_ms": 15},
     "flair": {"tr_ms": 9000, "te_ms": 110, "ti_ms": 2500},
 }
+"""Repetition, echo and inversion time of each contrast."""
 
 
 def relaxation(label: HeadLabel, field_t: float = 3.0) -> Relaxation:
@@ -164,11 +174,11 @@ class BrainMR:
         subject: Subject | None = None,
         edge_mm: float = 1.0,
     ) -> None:
-        if contrast not in _TIMING:
-            raise UsageError("unknown contrast", expected=" | ".join(_TIMING), got=repr(contrast))
+        if contrast not in TIMING:
+            raise UsageError("unknown contrast", expected=" | ".join(TIMING), got=repr(contrast))
         self.anatomy = HeadAnatomy(seed, lesion=lesion, subject=subject, table=False)
         self.edge_mm = edge_mm
-        timing = _TIMING[contrast]
+        timing = TIMING[contrast]
         values = np.array([signal(relaxation(label, field_t), **timing) for label in HeadLabel])
         values *= 100 / abs(values[HeadLabel.GREY])
         names = [[label in members for _, members in TISSUES] for label in HeadLabel]
