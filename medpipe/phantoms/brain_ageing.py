@@ -33,7 +33,7 @@ _SKULL_MM = 10.0
 """Depth below the inner table at which tissue moves freely."""
 _LONGEST = 12.0
 """Most time a velocity is followed; its highest speed is 1 mm."""
-_SAMPLE = 3000
+_SAMPLE = 2000
 """Points of a region that stand for it."""
 
 
@@ -79,18 +79,21 @@ class Ageing:
         velocity : Velocity
             To be followed forwards for a unit of time.
         reached : dict
-            ``brain`` and ``ventricles_ml`` as they follow from the Jacobian. Less than
-            wanted where the head cannot be deformed that far.
+            ``brain_ml`` and ``ventricles_ml`` after `shape`, as they follow from the
+            Jacobian. Not what was wanted where the head cannot be deformed that far.
         """
         tissue, fluid = self._sample(BRAIN), self._sample((BrainRegion.LATERAL_VENTRICLE,))
-        own_ml = self.head.volumes_ml()["lateral_ventricle"]
+        volumes = self.head.volumes_ml()
+        own_ml = volumes["lateral_ventricle"]
+        brain_ml = sum(volumes[region.name.lower()] for region in BRAIN)
         moved = shape.follow(fluid, [1.0])[0].mean() if shape is not None else 1.0
+        swollen = shape.follow(tissue, [1.0])[0].mean() if shape is not None else 1.0
 
         def velocity(shrink: float, widen: float) -> Velocity:
             return Velocity(F(shrink) * self.loss.field + F(widen) * self.ventricles.field, GRID)
 
         def grown(points: NDArray[np.float64], shrink: float, widen: float) -> float:
-            step = 1.0 / max(4.0, 2.0 * (abs(shrink) + abs(widen)))
+            step = 1.0 / max(3.0, abs(shrink) + abs(widen))  # about 1 mm, a quarter of a cell
             return float(velocity(shrink, widen).follow(points, [1.0], step=step)[0].mean())
 
         wanted = ventricles_ml / (own_ml * moved)
@@ -99,7 +102,7 @@ class Ageing:
             shrink = _met(partial(grown, tissue, widen=widen), brain, falling=True)
             widen = _met(partial(grown, fluid, shrink), wanted, falling=False)
         reached = {
-            "brain": grown(tissue, shrink, widen),
+            "brain_ml": grown(tissue, shrink, widen) * brain_ml * swollen,
             "ventricles_ml": grown(fluid, shrink, widen) * own_ml * moved,
         }
         return velocity(shrink, widen), reached

@@ -256,7 +256,7 @@ def simulate_brain(
         "wanted": asdict(person),
         "expected": {
             "ventricle_ml": float(reached["ventricles_ml"] * person.size**3),
-            "brain_share": float(reached["brain"]),
+            "brain_ml": float(reached["brain_ml"] * person.size**3),
         },
         "anatomy_ml": head.volumes_ml(),
         "pose": {"tilt_deg": turn.tolist(), "shift_mm": shift.tolist()},

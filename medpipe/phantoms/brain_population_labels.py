@@ -37,7 +37,11 @@ class BrainRegion(IntEnum):
 
 R, H = BrainRegion, HeadLabel
 
-BRAIN = (R.GREY, R.WHITE, R.DEEP_GREY, R.HIPPOCAMPUS_AMYGDALA) + (
+BRAIN = (
+    R.GREY,
+    R.WHITE,
+    R.DEEP_GREY,
+    R.HIPPOCAMPUS_AMYGDALA,
     R.CEREBELLUM_GREY,
     R.CEREBELLUM_WHITE,
     R.BRAINSTEM,
@@ -75,7 +79,7 @@ _FREESURFER: dict[int, tuple[BrainRegion, HeadLabel]] = {
 }
 _LEFT = {41: 2, 42: 3, 43: 4, 44: 5, 46: 7, 47: 8, 49: 10, 50: 11, 51: 12, 52: 13, 53: 17}
 _LEFT |= {54: 18, 57: 25, 58: 26, 60: 28, 62: 30, 78: 77, 79: 77, 137: 136, 164: 163}
-_LEFT |= {label: 2 for label in range(251, 256)}  # the corpus callosum
+_LEFT |= dict.fromkeys(range(251, 256), 2)  # the corpus callosum
 OUTSIDE_FROM = 500
 """Numbers from here on lie outside the brain; each has an intensity of its own."""
 
@@ -107,7 +111,7 @@ class LabelHead:
     classes : ndarray of uint8, shape (I, J, K)
         Index of the tissue class; 0 is air.
     affine : ndarray, shape (4, 4)
-        Voxel index to RAS mm from the centroid of the brain.
+        Voxel index to RAS mm from the middle of the brain.
     regions : ndarray of uint8, shape (classes,)
         `BrainRegion` of each class.
     tissues : tuple of HeadLabel or None
@@ -197,7 +201,7 @@ def label_head(volume: Volume, where: str = "label map") -> LabelHead:
     table = np.array([kept.index(n) for n in joined], np.uint8)
     classes = table[np.searchsorted(found, numbers)]
     rows = [_FREESURFER.get(n, (R.OUTSIDE if n else R.BACKGROUND, None)) for n in kept]
-    tissues = tuple(HeadLabel.AIR if not n else tissue for n, (_, tissue) in zip(kept, rows))  # noqa: B905
+    tissues = (HeadLabel.AIR, *(tissue for _, tissue in rows[1:]))
     regions = np.array([region for region, _ in rows], np.uint8)
     head = _centred(classes, volume.affine, regions, tissues)
     volumes = head.volumes_ml()
@@ -231,12 +235,12 @@ def _centred(
     regions: NDArray[np.uint8],
     tissues: tuple[HeadLabel | None, ...],
 ) -> LabelHead:
-    """Return the head with the centroid of its brain as origin."""
+    """Return the head with the middle of its brain's bounding box as origin."""
     brain = np.isin(regions, BRAIN)[classes]
     if not brain.any():
         return LabelHead(classes, affine, regions, tissues)
-    sums = [brain.sum(tuple(b for b in range(3) if b != a), dtype=float) for a in range(3)]
-    middle = np.array([(s * np.arange(len(s))).sum() / s.sum() for s in sums])
+    sides = [np.flatnonzero(brain.any(tuple(b for b in range(3) if b != a))) for a in range(3)]
+    middle = np.array([(side[0] + side[-1]) / 2 for side in sides])
     moved = np.array(affine, float)
     moved[:3, 3] = -moved[:3, :3] @ middle
     return LabelHead(classes, moved, regions, tissues)
