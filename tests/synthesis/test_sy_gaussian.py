@@ -23,7 +23,7 @@ def rows() -> torch.Tensor:
 def covariance_of(model: Gaussian) -> np.ndarray:
     w = model.directions.double()
     spread = w.T @ (model.variances - model.residual).diag() @ w
-    return (spread + model.residual * torch.eye(w.shape[1])).numpy()
+    return (spread + model.residual * torch.eye(w.shape[1], dtype=torch.float64)).numpy()
 
 
 @pytest.mark.parametrize("components", [1, 3, 8])
