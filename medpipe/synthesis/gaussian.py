@@ -214,20 +214,30 @@ class Gaussian:
                 "there are not as many conditions as seeds",
                 expected=str(len(seeds)), got=str(len(rows)),
             )  # fmt: skip
-        scores = [
-            self._scores(seed, {} if rows is None else rows[i]) for i, seed in enumerate(seeds)
-        ]
+        wanted = [{} for _ in seeds] if rows is None else [dict(row) for row in rows]
+        roots: dict[tuple[tuple[str, float], ...], tuple[Tensor, Tensor]] = {}
+        scores = []
+        for seed, row in zip(seeds, wanted, strict=True):
+            key = tuple(row.items())
+            if key not in roots:
+                roots[key] = self._conditional(row)
+            moved, root = roots[key]
+            scores.append(moved + root @ self._drawn(seed))
         return self.mean + torch.stack(scores).to(self.mean.dtype) @ self.directions
 
-    def _scores(self, seed: int, row: Mapping[str, float]) -> Tensor:
-        drawn = torch.randn(
-            len(self.variances), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-        ).to(self.variances.device)
+    def _drawn(self, seed: int) -> Tensor:
+        """Return standard normal numbers of a seed, drawn on the host."""
+        source = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(len(self.variances), dtype=torch.float64, generator=source)
+        return drawn.to(self.variances.device)
+
+    def _conditional(self, row: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        """Return mean (k,) and a root (k, k) of the covariance of scores, given what is known."""
         if not row:
-            return drawn * self.variances.sqrt()
+            return torch.zeros_like(self.variances), self.variances.sqrt().diag()
         moved, lost = self.known.given(row)
         values, vectors = torch.linalg.eigh(self.variances.diag() - lost)
-        return moved + vectors @ (values.clamp(min=0).sqrt() * (vectors.T @ drawn))
+        return moved, vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Return tensors and JSON values that `from_state` takes."""

@@ -118,7 +118,7 @@ def test_a_folder_holds_what_its_truth_says(tmp_path, balls):
     maps = tmp_path / "maps"
     maps.mkdir()
     write_nifti(maps / "a.nii.gz", balls)
-    cohort = BrainCohort(2, seed=1, scan=SCAN, label_maps=maps, growth=True)
+    cohort = BrainCohort(2, seed=1, scan=replace(SCAN, samples=1), label_maps=maps, growth=True)
     cases = write_brain_population(tmp_path / "out", cohort)
     assert [c.case_id for c in load_manifest(tmp_path / "out" / "cases.csv").cases] == [
         "brain0001",
