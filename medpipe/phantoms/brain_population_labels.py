@@ -150,7 +150,7 @@ class LabelHead:
         return {r.name.lower(): float(counts[r]) for r in BrainRegion if r}
 
 
-def drawn_head(seed: int, spacing_mm: float = 1.5) -> LabelHead:
+def drawn_head(seed: int, spacing_mm: float = 2.0) -> LabelHead:
     """Return a procedural head (`HeadAnatomy`) as a label map of 216 mm along each axis.
 
     Parameters

@@ -189,7 +189,8 @@ class Velocity:
         -------
         ndarray, shape (T, N)
         """
-        state = np.concatenate([np.asarray(points_mm, float), np.zeros((len(points_mm), 1))], 1)
+        points = np.asarray(points_mm, float)
+        state = np.concatenate([points, np.zeros((len(points), 1))], 1)
         now, out = 0.0, []
         for time in np.asarray(times, float):
             pieces = max(1, int(np.ceil(abs(time - now) / step)))
