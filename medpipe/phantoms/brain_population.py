@@ -242,7 +242,7 @@ def simulate_brain(
     labels, image, growth, counts = _painted(head, placed, scan, affine, table)
     volumes = {r.name.lower(): float(counts[r]) for r in BrainRegion if r}
     field_map = _bias(np.random.default_rng([seed, 42]), scan)
-    image = _noisy(image * field_map, scan.noise_percent, np.random.default_rng([seed, 43]))
+    noisy = _noisy(image * field_map, scan.noise_percent, np.random.default_rng([seed, 43]))
     determinant = 1 / growth
     facts: dict[str, Any] = {
         "seed": seed,
@@ -268,7 +268,7 @@ def simulate_brain(
         "intensities": {"contrast": scan.contrast, "spread": spread},
     }
     source = {"kind": "phantom", "modality": "MR", "seed": seed, "contrast": scan.contrast}
-    return BrainSubject(Volume(image.astype(F), affine, source), labels, growth, placed, facts)
+    return BrainSubject(Volume(noisy.astype(F), affine, source), labels, growth, placed, facts)
 
 
 def _affine(scan: BrainScan) -> Affine:

@@ -120,7 +120,7 @@ def register(
         likeness = (off.square().mean((2, 3, 4)) * channels).sum()
         slopes = torch.stack(torch.gradient(whole, dim=(2, 3, 4)))
         loss = likeness + stiffness * slopes.square().sum(0).mean((1, 2, 3, 4)).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         if progress is not None:
             progress(iteration, float(loss.detach()) / len(volumes))
