@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -372,9 +373,19 @@ class _Run:
 def _schedule(optimizer: AdamW, settings: LoopSettings) -> LRScheduler:
     if settings.schedule == "one-cycle":
         return OneCycleLR(optimizer, settings.learning_rate, settings.iterations)
-    if settings.schedule == "cosine":
+    if settings.schedule == "cosine" and not settings.warmup:
         return CosineAnnealingLR(optimizer, settings.iterations)
-    return LambdaLR(optimizer, lambda _: 1.0)
+
+    def share(done: int) -> float:
+        """Return the learning rate after so many steps, as a share of the largest."""
+        if done < settings.warmup:
+            return (done + 1) / (settings.warmup + 1)
+        if settings.schedule == "constant":
+            return 1.0
+        rest = (done - settings.warmup) / (settings.iterations - settings.warmup)
+        return 0.5 * (1 + math.cos(math.pi * rest))
+
+    return LambdaLR(optimizer, share)
 
 
 def _to_device(batch: Any, device: torch.device, non_blocking: bool, **_: Any) -> tuple[Any, Any]:

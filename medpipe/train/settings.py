@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -31,6 +31,8 @@ class LoopSettings:
         Of AdamW.
     schedule : {"one-cycle", "cosine", "constant"}
         How the learning rate goes over the iterations.
+    warmup : int
+        Iterations in which the learning rate rises from 0 before that; "one-cycle" has its own.
     clip_norm : float, optional
         Gradients are shortened to this norm; None leaves them.
     ema_decay : float, optional
@@ -56,6 +58,7 @@ class LoopSettings:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    warmup: int = 0
     clip_norm: float | None = 1.0
     ema_decay: float | None = None
     amp: bool = True
@@ -74,10 +77,48 @@ class LoopSettings:
             raise UsageError("learning_rate is wrong", expected="a number above 0")
         if self.schedule not in ("one-cycle", "cosine", "constant"):
             raise UsageError("unknown schedule", expected="one-cycle, cosine or constant")
+        if not 0 <= self.warmup < self.iterations or (self.warmup and self.schedule == "one-cycle"):
+            raise UsageError(
+                "warmup is wrong",
+                expected="0, or fewer than iterations with the schedule cosine or constant",
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UsageError("ema_decay is wrong", expected="a number between 0 and 1")
         if self.patience is not None and self.patience < 1:
             raise UsageError("patience is wrong", expected="1 or more")
+
+    def with_batch(self, batch_size: int) -> LoopSettings:
+        """Return the settings for batches of another size, after LEGW (arXiv 1901.08256).
+
+        For batches k times as large the learning rate is multiplied by the square root of k,
+        and the epochs of warm-up by k. An epoch then has 1/k of the iterations, so the
+        iterations of the warm-up stay, while those of the same number of epochs, and those
+        between validations and checkpoints, are divided by k.
+
+        Raises
+        ------
+        UsageError
+            If the batch is empty, or so large that the warm-up would be all of the training.
+        """
+        k = batch_size / self.batch_size
+        if k <= 0:
+            raise UsageError("batch_size is wrong", expected="1 or more", got=str(batch_size))
+        iterations = max(1, math.ceil(self.iterations / k))
+        if self.warmup >= iterations:
+            raise UsageError(
+                "the batch is too large for so short a training",
+                expected=f"more than {self.warmup} iterations, those of the warm-up",
+                got=str(iterations),
+                hint="train for more epochs, or shorten the warm-up",
+            )
+        return replace(
+            self,
+            batch_size=batch_size,
+            learning_rate=self.learning_rate * math.sqrt(k),
+            iterations=iterations,
+            validate_every=max(1, round(self.validate_every / k)),
+            checkpoint_every=max(1, round(self.checkpoint_every / k)),
+        )
 
 
 @dataclass(frozen=True)
