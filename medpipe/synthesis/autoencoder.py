@@ -276,13 +276,21 @@ class LatentAutoencoder(nn.Module):
         InputError
             If it holds something else.
         """
+        return cls._from(name_or_path)
 
+    @classmethod
+    def from_bytes(cls, content: bytes) -> LatentAutoencoder:
+        """Return what `to_bytes` returned; see `read`."""
+        return cls._from(content)
+
+    @classmethod
+    def _from(cls, source: str | Path | bytes) -> LatentAutoencoder:
         def make(said: dict[str, Any]) -> LatentAutoencoder:
             made = cls(AutoencoderSettings(**said["settings"]))
             made.facts = dict(said["facts"])
             return made
 
-        return read_network(name_or_path, MODEL, "a latent autoencoder", make)
+        return read_network(source, MODEL, "a latent autoencoder", make)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -268,11 +268,19 @@ class Denoiser(nn.Module):
         InputError
             If it holds something else.
         """
+        return cls._from(name_or_path)
 
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Denoiser:
+        """Return what `to_bytes` returned; see `read`."""
+        return cls._from(content)
+
+    @classmethod
+    def _from(cls, source: str | Path | bytes) -> Denoiser:
         def make(said: dict[str, Any]) -> Denoiser:
             made = cls(DenoiserSettings(**said["settings"]))
             made.autoencoder = str(said["autoencoder"])
             made.facts = dict(said["facts"])
             return made
 
-        return read_network(name_or_path, MODEL, "a denoiser of latents", make)
+        return read_network(source, MODEL, "a denoiser of latents", make)

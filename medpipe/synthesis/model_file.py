@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from medpipe.errors import InputError, UsageError
-from medpipe.models import load_weights, pack_weights
+from medpipe.models import load_weights, pack_weights, unpack_weights
 from medpipe.types import Json
 
 __all__ = ["network_bytes", "network_digest", "read_network"]
@@ -31,13 +31,14 @@ def network_digest(network: nn.Module) -> str:
 
 
 def read_network(
-    name_or_path: str | Path, model: str, what: str, make: Callable[[dict[str, Any]], N]
+    source: str | Path | bytes, model: str, what: str, make: Callable[[dict[str, Any]], N]
 ) -> N:
-    """Return the network of a file that `network_bytes` made, on the CPU, ready to be asked.
+    """Return the network of what `network_bytes` made, on the CPU, ready to be asked.
 
     Parameters
     ----------
-    name_or_path : str or Path
+    source : str, Path or bytes
+        Name of a packaged model, a file, or the content of one.
     model : str
         What the file must say it is.
     what : str
@@ -52,7 +53,7 @@ def read_network(
     InputError
         If it holds something else.
     """
-    tensors, said = load_weights(name_or_path)
+    tensors, said = unpack_weights(source) if isinstance(source, bytes) else load_weights(source)
     try:
         if said["model"] != model:
             raise ValueError

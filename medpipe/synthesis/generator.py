@@ -1,0 +1,214 @@
+"""What draws volumes: a tokeniser with its prior, or an autoencoder with its denoiser.
+
+A generator is one safetensors file, or a packaged model by its name: both networks, the
+conditions, the grid of the volumes in mm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from torch import Tensor
+
+from medpipe.errors import InputError, MedpipeError, UsageError
+from medpipe.models import load_weights, pack_weights, unpack_weights
+from medpipe.synthesis.conditions import Condition, Conditions
+from medpipe.synthesis.prior_model import plain_json
+from medpipe.synthesis.routes import DrawSettings, LatentRoute, TokenRoute, route_from
+from medpipe.synthesis.tokeniser import split_labels
+from medpipe.types import Affine, Json
+
+__all__ = ["DrawnVolume", "Generator"]
+
+KIND = "generator"
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnVolume:
+    """A volume that was drawn.
+
+    Parameters
+    ----------
+    image : MetaTensor
+        float32 (C, I, J, K), with the affine of the generator.
+    labels : MetaTensor, optional
+        uint8 (1, I, J, K).
+    seed : int
+    """
+
+    image: MetaTensor
+    labels: MetaTensor | None
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """Draws volumes of patients that do not exist.
+
+    Parameters
+    ----------
+    route : TokenRoute or LatentRoute
+        The networks.
+    affine : ndarray (4, 4)
+        Voxel index to RAS+ mm.
+    shape : tuple of int
+        (I, J, K) of the volumes.
+    facts : dict of JSON values
+        What is known of the model and its training.
+
+    Raises
+    ------
+    UsageError
+        If the networks do not belong together, or do not make volumes of that shape.
+    """
+
+    route: TokenRoute | LatentRoute
+    affine: Affine
+    shape: tuple[int, int, int]
+    facts: dict[str, Json] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.route.check(self.shape)
+
+    @property
+    def conditions(self) -> Conditions:
+        """What can be asked for."""
+        return self.route.conditions
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the file that `to_bytes` makes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to(self, device: str | torch.device) -> Generator:
+        """Move the networks to a device; return the generator."""
+        for network in self.route.networks:
+            network.to(device)
+        return self
+
+    def missing(self, row: Mapping[str, Any]) -> list[Condition]:
+        """Return the conditions that a row does not say, augmentations apart."""
+        return [
+            c for c in self.conditions.items if c.neutral is None and row.get(c.name) in (None, "")
+        ]
+
+    def stream(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        settings: DrawSettings | None = None,
+        *,
+        progress: Callable[[Any], None] | None = None,
+    ) -> Iterator[DrawnVolume]:
+        """Draw a volume for each row of conditions and its seed, one after the other.
+
+        Parameters
+        ----------
+        rows : sequence of mapping
+            Conditions by name; what is left out is unknown, augmentations are neutral.
+        seeds : sequence of int
+            One for each: it alone, and the row, decide what is drawn.
+        settings : DrawSettings, optional
+            Temperature, guidance and the like.
+        progress : callable, optional
+            See `sample_codes`, or `sample_latents`.
+
+        Raises
+        ------
+        UsageError
+            If a condition is unknown to the model or outside its range (its name and range
+            are said), there is not one seed for each row, or a setting cannot be.
+        ResourceError
+            If memory does not suffice.
+        """
+        if not rows or len(rows) != len(seeds):
+            raise UsageError(
+                "there is not one seed for each row of conditions",
+                expected=f"{max(len(rows), 1)} of both", got=f"{len(rows)} and {len(seeds)}",
+            )  # fmt: skip
+        values, present = self.conditions.encode(rows)
+        made = self.route.draw(
+            values, present, seeds, self.shape, settings or DrawSettings(), progress
+        )
+        matrix = torch.as_tensor(self.affine, dtype=torch.float64)
+        for seed, volume in zip(seeds, made, strict=True):
+            image, labels = split_labels(volume, self.route.image_channels)
+            yield DrawnVolume(
+                MetaTensor(image.float().clone(), affine=matrix),
+                None if labels is None else MetaTensor(labels, affine=matrix),
+                int(seed),
+            )
+
+    def sample(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        *,
+        progress: Callable[[Any], None] | None = None,
+        **settings: Any,
+    ) -> list[DrawnVolume]:
+        """Return what `stream` yields; further arguments are those of `DrawSettings`."""
+        return list(self.stream(rows, seeds, DrawSettings(**settings), progress=progress))
+
+    def to_bytes(self, *, half: bool = False) -> bytes:
+        """Return the content of a safetensors file that `read` reads.
+
+        Parameters
+        ----------
+        half : bool
+            Weights in half precision, a codebook in single. Volumes then differ a little.
+        """
+        tensors, header = self.route.packed(half)
+        metadata = {
+            "model": KIND,
+            "route": self.route.name,
+            "affine": [[float(x) for x in row] for row in self.affine],
+            "shape": list(self.shape),
+            "facts": self.facts,
+            "parts": header,
+        }
+        return pack_weights(tensors, plain_json(metadata))
+
+    @classmethod
+    def read(cls, name_or_path: str | Path) -> Generator:
+        """Return the generator of a packaged model or a file, on the CPU.
+
+        Raises
+        ------
+        UsageError
+            If there is no such model or file.
+        InputError
+            If it is no generator.
+        """
+        return cls._from(*load_weights(name_or_path), Path(name_or_path).name)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Generator:
+        """Return what `to_bytes` returned; see `read`."""
+        return cls._from(*unpack_weights(content), None)
+
+    @classmethod
+    def _from(
+        cls, tensors: dict[str, Tensor], header: dict[str, Json], where: str | None
+    ) -> Generator:
+        said = cast(dict[str, Any], header)
+        try:
+            if said["model"] != KIND:
+                raise ValueError
+            route = route_from(str(said["route"]), tensors, said["parts"])
+            affine = np.array(said["affine"], np.float64).reshape(4, 4)
+            i, j, k = (int(n) for n in said["shape"])
+            return cls(route, affine, (i, j, k), dict(said["facts"]))
+        except (KeyError, TypeError, ValueError, MedpipeError):
+            raise InputError(
+                "the model is no generator", where=where,
+                hint="use a file written by training, with both of its networks",
+            ) from None  # fmt: skip

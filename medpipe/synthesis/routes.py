@@ -1,0 +1,221 @@
+"""The two ways to a volume: codes and their prior, latents and their denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from medpipe.errors import UsageError
+from medpipe.models import pack_weights, unpack_weights
+from medpipe.synthesis.autoencoder import LatentAutoencoder
+from medpipe.synthesis.conditions import Conditions
+from medpipe.synthesis.denoiser import Denoiser
+from medpipe.synthesis.flow import SchedulerName, sample_latents
+from medpipe.synthesis.prior_model import PriorModel
+from medpipe.synthesis.sampling import sample_codes
+from medpipe.synthesis.tokeniser_training import TokeniserModel
+from medpipe.types import Json
+
+__all__ = ["DrawSettings", "LatentRoute", "TokenRoute", "route_from"]
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How volumes are drawn.
+
+    Parameters
+    ----------
+    temperature, top_k, top_p
+        Of a prior: see `sample_codes`.
+    guidance : float
+        1: as learned; above, conditions count more.
+    steps : int
+        Of a denoiser: see `sample_latents`.
+    scheduler : str, optional
+        Of a denoiser; by default "rflow" or "ddim", whichever fits.
+    batch : int, optional
+        Volumes whose codes or latents are drawn at a time; what is drawn does not depend
+        on it.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float = 1.0
+    steps: int = 30
+    scheduler: SchedulerName | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRoute:
+    """A tokeniser and the prior of its codes.
+
+    Parameters
+    ----------
+    tokeniser : TokeniserModel
+    prior : PriorModel
+    """
+
+    tokeniser: TokeniserModel
+    prior: PriorModel
+    name: ClassVar[str] = "tokens"
+
+    @property
+    def conditions(self) -> Conditions:
+        """Those of the prior."""
+        return self.prior.conditions
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image; those after them are of labels."""
+        return self.tokeniser.settings.image_channels
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All of them."""
+        return self.tokeniser.tokeniser, self.prior.prior
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise UsageError unless prior and tokeniser fit each other and a shape."""
+        self.prior.check_tokeniser(self.tokeniser)
+        grid = self.tokeniser.tokeniser.grid(shape)
+        if grid != self.prior.settings.grid:
+            raise UsageError(
+                "the prior is of volumes of another size",
+                expected=f"a grid of {grid}, that of the volumes",
+                got=str(self.prior.settings.grid),
+            )
+
+    def draw(
+        self, values: Tensor, present: Tensor, seeds: Sequence[int], shape: Sequence[int],
+        settings: DrawSettings, progress: Callable[[Any], None] | None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield volumes (C, I, J, K); codes of all are drawn first, they are small."""
+        prior = self.prior.prior
+        where = prior.start.device
+        told = (values.to(where), present.to(where)) if prior.conditions is not None else ()
+        drawn = sample_codes(
+            prior, *told, seeds=seeds, temperature=settings.temperature, top_k=settings.top_k,
+            top_p=settings.top_p, guidance=settings.guidance, batch=settings.batch,
+            progress=progress,
+        )  # fmt: skip
+        for codes in prior.to_grid(drawn):
+            with torch.no_grad():
+                yield self.tokeniser.tokeniser.decode(codes[None], shape)[0]
+
+    def packed(self, half: bool) -> tuple[dict[str, Tensor], dict[str, Json]]:
+        """Return tensors and headers of both, the names of the tensors prefixed."""
+        prior = self.prior
+        if half and prior.tokeniser:  # its codes belong to the tokeniser as it is rounded
+            rounded = TokeniserModel.from_bytes(self.tokeniser.to_bytes(half=True))
+            prior = replace(prior, tokeniser=rounded.digest)
+        parts = {
+            "tokeniser": self.tokeniser.to_bytes(half=half),
+            "prior": prior.to_bytes(half=half),
+        }
+        return _packed(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentRoute:
+    """An autoencoder and the denoiser of its latents.
+
+    Parameters
+    ----------
+    autoencoder : LatentAutoencoder
+    denoiser : Denoiser
+    conditions : Conditions
+        That the values which the denoiser was trained with are of.
+    """
+
+    autoencoder: LatentAutoencoder
+    denoiser: Denoiser
+    conditions: Conditions
+    name: ClassVar[str] = "latents"
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image."""
+        return self.autoencoder.settings.image_channels
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All of them."""
+        return self.autoencoder, self.denoiser
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise UsageError unless the networks fit each other."""
+        self.denoiser.check_autoencoder(self.autoencoder)
+        wanted = self.denoiser.settings.conditions
+        if self.conditions.columns != wanted:
+            raise UsageError(
+                "the conditions are not those of the denoiser",
+                expected=f"{wanted} columns", got=str(self.conditions.columns),
+            )  # fmt: skip
+
+    def draw(
+        self, values: Tensor, present: Tensor, seeds: Sequence[int], shape: Sequence[int],
+        settings: DrawSettings, progress: Callable[[Any], None] | None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield volumes (C, I, J, K); latents are drawn one batch at a time."""
+        own = "rflow" if self.denoiser.settings.objective == "flow" else "ddim"
+        grid, batch = self.autoencoder.grid(shape), settings.batch or 1
+        where = self.autoencoder.scale.device
+        for first in range(0, len(seeds), batch):
+            part = slice(first, first + batch)
+            latents = sample_latents(
+                self.denoiser, grid, values[part].to(where), present[part].to(where),
+                seeds=seeds[part], steps=settings.steps, scheduler=settings.scheduler or own,
+                guidance=settings.guidance,
+                progress=None if progress is None else lambda *at: progress(at),
+            )  # fmt: skip
+            for latent in latents:
+                with torch.no_grad():
+                    yield self.autoencoder.decode(latent[None], shape)[0]
+
+    def packed(self, half: bool) -> tuple[dict[str, Tensor], dict[str, Json]]:
+        """Return tensors and headers of both, the names of the tensors prefixed."""
+        if half:
+            raise UsageError("latents are kept in single precision", hint="leave out half")
+        parts = {"autoencoder": self.autoencoder.to_bytes(), "denoiser": self.denoiser.to_bytes()}
+        tensors, header = _packed(parts)
+        return tensors, header | self.conditions.to_json()
+
+
+def route_from(
+    name: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+) -> TokenRoute | LatentRoute:
+    """Return the route that ``packed`` packed; KeyError or ValueError for anything else."""
+    if name == TokenRoute.name:
+        tokeniser = TokeniserModel.from_bytes(_part("tokeniser", tensors, header))
+        return TokenRoute(tokeniser, PriorModel.from_bytes(_part("prior", tensors, header)))
+    if name == LatentRoute.name:
+        autoencoder = LatentAutoencoder.from_bytes(_part("autoencoder", tensors, header))
+        denoiser = Denoiser.from_bytes(_part("denoiser", tensors, header))
+        conditions = Conditions.from_json({"conditions": header["conditions"]})
+        return LatentRoute(autoencoder, denoiser, conditions)
+    raise ValueError
+
+
+def _packed(parts: Mapping[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, Json] = {}
+    for name, content in parts.items():
+        own, header[name] = unpack_weights(content)
+        tensors |= {f"{name}.{key}": value for key, value in own.items()}
+    return tensors, header
+
+
+def _part(name: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """Return one of the files that `_packed` put together."""
+    own = {
+        key.removeprefix(f"{name}."): value
+        for key, value in tensors.items()
+        if key.startswith(f"{name}.")
+    }
+    return pack_weights(own, header[name])

@@ -1,0 +1,157 @@
+"""A generator is its two networks and no more: by hand, from a file, by name, in any batch."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sy_tiny_models import AFFINE, GRID, SHAPE, conditions, prior, tokeniser
+
+from medpipe.errors import InputError, UsageError
+from medpipe.models import MODELS, PackagedModel, pack_weights
+from medpipe.models import registry as models
+from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
+from medpipe.synthesis.conditions import Conditions
+from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
+from medpipe.synthesis.flow import sample_latents
+from medpipe.synthesis.generator import Generator
+from medpipe.synthesis.routes import LatentRoute, TokenRoute
+from medpipe.synthesis.sampling import sample_codes
+
+ROWS = [{"age_years": 30, "sex": "F"}, {"age_years": 80.0, "sex": "M"}, {"sex": "M"}]
+SEEDS = [5, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    coder = tokeniser()
+    return Generator(TokenRoute(coder, prior(coder)), AFFINE, SHAPE, {"name": "test"})
+
+
+@pytest.fixture(scope="module")
+def latents():
+    torch.manual_seed(3)
+    coder = LatentAutoencoder(AutoencoderSettings(1, 2, (8, 8), groups=4)).eval()
+    how = DenoiserSettings(
+        2, (8, 8), attention=(False, False), head_channels=4, groups=4, condition_width=8,
+        conditions=conditions().columns, conditioning="embedding",
+    )  # fmt: skip
+    maker = Denoiser(how).eval()
+    maker.autoencoder = coder.digest()
+    return Generator(LatentRoute(coder, maker, conditions()), AFFINE, SHAPE)
+
+
+def same(a, b):
+    return torch.equal(a.image.as_tensor(), b.image.as_tensor()) and (
+        a.labels is None or torch.equal(a.labels.as_tensor(), b.labels.as_tensor())
+    )
+
+
+def test_volumes_are_the_decoded_codes_of_the_prior(tokens):
+    told = tokens.conditions.encode([row | {"shift": 0} for row in ROWS])
+    codes = sample_codes(
+        tokens.route.prior.prior, *told, seeds=SEEDS, temperature=0.8, top_k=20, guidance=1.5
+    )
+    grid = tokens.route.prior.prior.to_grid(codes)
+    said = []
+    made = tokens.sample(
+        ROWS, SEEDS, temperature=0.8, top_k=20, guidance=1.5, progress=said.append
+    )
+    assert said[-1].tokens == said[-1].of_tokens == 3 * 18
+    for n, volume in enumerate(made):
+        values = tokens.route.tokeniser.tokeniser.decode(grid[n][None], SHAPE)[0]
+        assert torch.equal(volume.image.as_tensor(), values[:1])
+        assert torch.equal(volume.labels.as_tensor()[0].long(), values[1:].argmax(0))
+        assert (volume.image.dtype, volume.labels.dtype) == (torch.float32, torch.uint8)
+        assert np.allclose(volume.image.affine, AFFINE)
+        assert np.allclose(volume.labels.affine, AFFINE)
+        assert volume.seed == SEEDS[n]
+    assert not same(made[0], made[1])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "latents"])
+def test_seed_and_row_alone_decide(kind, request):
+    generator = request.getfixturevalue(kind)
+    together = generator.sample(ROWS, SEEDS, steps=3)
+    alone = generator.sample(ROWS[1:2], SEEDS[1:2], steps=3, batch=1)[0]
+    assert torch.allclose(alone.image.as_tensor(), together[1].image.as_tensor(), atol=1e-5)
+    other = generator.sample(ROWS[1:2], [99], steps=3)[0]
+    assert not same(other, alone)
+
+
+def test_latents_are_decoded(latents):
+    told = latents.conditions.encode(ROWS)
+    route = latents.route
+    drawn = sample_latents(
+        route.denoiser, route.autoencoder.grid(SHAPE), *told, seeds=SEEDS, steps=3, guidance=2.0
+    )
+    with torch.no_grad():
+        values = route.autoencoder.decode(drawn, SHAPE)
+    made = latents.sample(ROWS, SEEDS, steps=3, guidance=2.0)
+    for volume, want in zip(made, values, strict=True):
+        assert volume.image.shape == (1, *SHAPE)
+        assert torch.allclose(volume.image.as_tensor(), want, atol=1e-5)
+        assert volume.labels is None
+
+
+@pytest.mark.parametrize("kind", ["tokens", "latents"])
+def test_one_file_holds_all_of_it(kind, request, tmp_path, monkeypatch):
+    generator = request.getfixturevalue(kind)
+    content = generator.to_bytes()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    back = Generator.read(path)
+    assert back.to_bytes() == content
+    assert back.digest == hashlib.sha256(content).hexdigest()
+    assert back.facts == generator.facts
+    assert back.conditions == generator.conditions
+    a, b = (g.sample(ROWS[:1], [1], steps=2)[0] for g in (generator, back))
+    assert same(a, b)
+    assert np.allclose(b.image.affine, AFFINE)
+    monkeypatch.setattr(models, "FOLDER", tmp_path)
+    pinned = PackagedModel(path.name, generator.digest, "synthesis")
+    monkeypatch.setitem(MODELS, "toy-brain", pinned)
+    assert same(Generator.read("toy-brain").sample(ROWS[:1], [1], steps=2)[0], a)
+
+
+def test_half_precision_is_a_model_of_its_own_that_fits_itself(tokens):
+    half = Generator.from_bytes(tokens.to_bytes(half=True))
+    assert len(tokens.to_bytes(half=True)) < 0.75 * len(tokens.to_bytes())
+    assert half.digest != tokens.digest
+    assert half.route.prior.tokeniser == half.route.tokeniser.digest
+    assert half.sample(ROWS[:1], [1])[0].image.shape == (1, *SHAPE)
+
+
+def test_conditions_that_are_not_said_are_found(tokens):
+    assert [c.name for c in tokens.missing({"sex": "F"})] == ["age_years"]
+    assert tokens.missing({"sex": "F", "age_years": 0}) == []
+    with pytest.raises(UsageError, match=r"condition age_years: .*expected 20 to 90 years, got 95"):
+        tokens.sample([{"age_years": 95}], [1])
+    with pytest.raises(UsageError, match="no such condition; .*got height"):
+        tokens.sample([{"height": 2}], [1])
+    with pytest.raises(UsageError, match="one seed for each row.*expected 3 of both, got 3 and 1"):
+        tokens.sample(ROWS, [1])
+
+
+def test_networks_that_do_not_belong_together_are_refused(tokens, latents, tmp_path):
+    coder = tokens.route.tokeniser
+    other = tokeniser(seed=8)
+    with pytest.raises(UsageError, match="codes of another tokeniser; expected sha256"):
+        Generator(TokenRoute(other, tokens.route.prior), AFFINE, SHAPE)
+    small = tokeniser(codes=20)
+    unsaid = replace(tokens.route.prior, tokeniser="")
+    with pytest.raises(UsageError, match="expected a codebook of 40, got 20"):
+        Generator(TokenRoute(small, unsaid), AFFINE, SHAPE)
+    with pytest.raises(UsageError, match=r"another size; expected a grid of \(3, 3, 2\)"):
+        Generator(TokenRoute(coder, prior(coder, grid=(3, 3, 3))), AFFINE, SHAPE)
+    assert GRID == (3, 3, 2)
+    with pytest.raises(UsageError, match="not those of the denoiser; expected 3 columns, got 0"):
+        Generator(replace(latents.route, conditions=Conditions()), AFFINE, SHAPE)
+    path = tmp_path / "prior.safetensors"
+    for content in (tokens.route.prior.to_bytes(), pack_weights({}, {"model": "generator"})):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"prior.safetensors.*no generator"):
+            Generator.read(path)
