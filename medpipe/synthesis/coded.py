@@ -99,7 +99,7 @@ def encode_moved(
             "these volumes cannot be encoded",
             expected="one or more, copies of 1 or more, shift_voxels of 0 or more",
         )
-    known, moving = model.settings, shift_voxels > 0
+    known, moving = model.settings, shift_voxels > 0 and copies > 1
     data = TokeniserSamples(samples, known.image_channels, known.label_classes)
     where = model.tokeniser.codebook.vectors.device
     codes, moves = [], []

@@ -42,9 +42,17 @@ TABLE_SUFFIXES = (".json", ".csv")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MODEL_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _RESERVED = {"case.json", "object.json"}
-_FILE, _IMAGES, _FOLDER = "file", "images", "folder"
-LOADERS = {_FILE: "load_volume", _IMAGES: "load_weighted", _FOLDER: "train_centerline"}
-"""What a key holds that is not loaded yet → the step that loads it."""
+_FILE, _IMAGES, _FOLDER, _ROW = "file", "images", "folder", "row"
+LOADERS = {
+    _FILE: ("load_volume",),
+    _IMAGES: ("load_weighted",),
+    _FOLDER: ("train_centerline", "train_synthesis"),
+    _ROW: ("sample_volume",),
+}
+"""What a key holds that is not loaded yet → the steps that load it."""
+_LOADING = frozenset(name for names in LOADERS.values() for name in names)
+_UNLOADED = {"images": _IMAGES, "folder": _FOLDER, "table": _ROW}
+"""Kinds of inputs → what their keys hold; those that are not here are files of an image."""
 
 _NO_IMAGE = ("table", "document")
 
@@ -113,7 +121,7 @@ class _Compiler:
 
     def steps(self) -> list[CompiledStep]:
         for name, model in self.spec.inputs.items():
-            self.kinds[name] = model.kind if model.kind in ("table", _IMAGES, _FOLDER) else _FILE
+            self.kinds[name] = _UNLOADED.get(model.kind, _FILE)
         count = len(self.spec.toml.data["step"]) if self.spec.steps else 0
         self.sure = not self.spec.problems
         done = [self._step(i, self.spec.steps[i]) for i in range(count) if i in self.spec.steps]
@@ -206,15 +214,16 @@ class _Compiler:
         elif kind == "table":
             self.spec.refuse(f'the key "{key}" holds a table here, not an image', path)
         elif step is None or is_own_step(step.use):
-            loads = step is not None and step.use in LOADERS.values()
-            loader = LOADERS.get(kind)
-            if loader is not None and not loads:
-                hint = f'put a step with use = "{loader}" above'
+            loads = step is not None and step.use in _LOADING
+            loaders = LOADERS.get(kind, ())
+            named = " or ".join(f'"{name}"' for name in loaders)
+            if loaders and not loads:
+                hint = f"put a step with use = {named} above"
                 self.spec.refuse(f'the input "{key}" is not loaded yet', path, hint)
-            elif loader is not None and step is not None and step.use != loader:
-                hint = f'use = "{loader}", or change the kind of the input'
+            elif loaders and step is not None and step.use not in loaders:
+                hint = f"use = {named}, or change the kind of the input"
                 self.spec.refuse(f'"{step.use}" does not load this kind of input', path, hint)
-            elif loads and loader is None and self.sure:
+            elif loads and not loaders and self.sure:
                 self.spec.refuse(f'the key "{key}" is loaded already', path)
 
     def _digests(

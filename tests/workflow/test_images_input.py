@@ -57,6 +57,9 @@ def test_a_set_is_loaded_and_its_parameters_are_checked(tmp_path: Path):
         ("folder", "load_weighted", "train_centerline"),
         ("images", "train_centerline", "load_weighted"),
         ("volume", "train_centerline", "load_volume"),
+        ("table", "load_volume", "sample_volume"),
+        ("table", "train_synthesis", "sample_volume"),
+        ("volume", "sample_volume", "load_volume"),
     ],
 )
 def test_the_wrong_loader_is_named_with_the_right_one(
@@ -91,9 +94,22 @@ def test_a_folder_is_read_by_the_step_that_trains(tmp_path: Path):
     (step,) = compiled.steps
     assert (step.makes, step.random) == ("document", True)
     found = problems(text("folder", "orient"), tmp_path)
-    assert 'put a step with use = "train_centerline" above' in found
+    assert 'put a step with use = "train_centerline" or "train_synthesis" above' in found
     again = '[[step]]\nid = "again"\nuse = "train_centerline"\nin = "images"'
     assert "loaded already" in problems(text("folder", "train_centerline", again), tmp_path)
+
+
+def test_a_row_of_conditions_is_read_by_the_step_that_draws(tmp_path: Path):
+    compiled = compile_workflow(parse_workflow(text("table", "sample_volume")), base_dir=tmp_path)
+    (step,) = compiled.steps
+    assert (step.makes, step.random) == ("volume", True)
+    assert 'put a step with use = "sample_volume" above' in problems(
+        text("table", "orient"), tmp_path
+    )
+    row = tmp_path / "patient.json"
+    row.write_text("{}")
+    (case,) = find_cases(row, compiled)
+    assert case.inputs == {"images": str(row.resolve())}
 
 
 @pytest.mark.parametrize("kind", ["folder", "images", "labels"])
