@@ -57,9 +57,7 @@ def test_volumes_are_the_decoded_codes_of_the_prior(tokens):
     )
     grid = tokens.route.prior.prior.to_grid(codes)
     said = []
-    made = tokens.sample(
-        ROWS, SEEDS, temperature=0.8, top_k=20, guidance=1.5, progress=said.append
-    )
+    made = tokens.sample(ROWS, SEEDS, temperature=0.8, top_k=20, guidance=1.5, progress=said.append)
     assert said[-1].tokens == said[-1].of_tokens == 3 * 18
     for n, volume in enumerate(made):
         values = tokens.route.tokeniser.tokeniser.decode(grid[n][None], SHAPE)[0]
@@ -130,9 +128,9 @@ def test_conditions_that_are_not_said_are_found(tokens):
     assert tokens.missing({"sex": "F", "age_years": 0}) == []
     with pytest.raises(UsageError, match=r"condition age_years: .*expected 20 to 90 years, got 95"):
         tokens.sample([{"age_years": 95}], [1])
-    with pytest.raises(UsageError, match="no such condition; .*got height"):
+    with pytest.raises(UsageError, match=r"no such condition; .*got height"):
         tokens.sample([{"height": 2}], [1])
-    with pytest.raises(UsageError, match="one seed for each row.*expected 3 of both, got 3 and 1"):
+    with pytest.raises(UsageError, match=r"one seed for each row.*expected 3 of both, got 3 and 1"):
         tokens.sample(ROWS, [1])
 
 

@@ -113,9 +113,9 @@ def test_a_training_that_was_killed_ends_with_the_same_bits(tmp_path):
     assert again.history == whole.history
     assert again.facts == whole.facts
     other = torch.flip(codes, (0,))
-    with pytest.raises(UsageError, match="checkpoint is of other settings.*got data"):
+    with pytest.raises(UsageError, match=r"checkpoint is of other settings.*got data"):
         train_prior(other, table, KINDS, NETWORK, SHORT, device="cpu", checkpoint=file)
-    with pytest.raises(UsageError, match="checkpoint is of other settings.*hide_each"):
+    with pytest.raises(UsageError, match=r"checkpoint is of other settings.*hide_each"):
         train_prior(
             codes, table, KINDS, NETWORK, replace(SHORT, hide_each=0.5), device="cpu",
             checkpoint=file,
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_named():
         run(codes[:, :1])
     with pytest.raises(UsageError, match="lacks a condition; expected sex, got age"):
         run(table={"age": table["age"]})
-    with pytest.raises(UsageError, match="condition age: .*one row for each volume"):
+    with pytest.raises(UsageError, match=r"condition age: .*one row for each volume"):
         run(table=table | {"age": [1.0, 2.0]})
     with pytest.raises(UsageError, match="a subject to validate with is not there"):
         run(validation=[9])

@@ -65,17 +65,17 @@ def test_the_seed_decides_and_is_said(model):
 def test_conditions_that_cannot_be_are_named(model, tmp_path):
     step = SampleVolume(model[0])
     with pytest.raises(
-        UsageError, match="2 of the conditions .* missing: age_years, sex; expected age_years: "
+        UsageError, match=r"2 of the conditions .* missing: age_years, sex; expected age_years: "
         "20 to 90 years",
     ):  # fmt: skip
         step({})
     with pytest.raises(UsageError, match="missing: sex; expected sex: F or M"):
         step({"age_years": 40})
-    with pytest.raises(UsageError, match="condition age_years: .*expected 20 to 90 years, got 7"):
+    with pytest.raises(UsageError, match=r"condition age_years: .*expected 20 to 90 years, got 7"):
         step(ROW | {"age_years": 7})
-    with pytest.raises(UsageError, match="condition sex: .*expected F or M"):
+    with pytest.raises(UsageError, match=r"condition sex: .*expected F or M"):
         step(ROW | {"sex": "X"})
-    with pytest.raises(UsageError, match="no such condition; expected age_years.*got weight"):
+    with pytest.raises(UsageError, match=r"no such condition; expected age_years.*got weight"):
         step(ROW | {"weight": 7})
     loose = SampleVolume(model[0], missing="unknown").set_random_state(seed=0)({"sex": "F"})
     (finding,) = loose.meta["medpipe"]["findings"]

@@ -64,7 +64,7 @@ def test_what_cannot_be_used_is_named_without_its_file(tmp_path):
     with pytest.raises(InputError, match=r"no manifest; expected cases.csv"):
         read_training_set(tmp_path)
     folder = write_folder(tmp_path)
-    with pytest.raises(UsageError, match="no column of the manifest; .*got height"):
+    with pytest.raises(UsageError, match=r"no column of the manifest; .*got height"):
         read_training_set(folder, ["height"])
     small = Volume(np.ones((3, 3, 3), np.float32), AFFINE)
     write_nifti(folder / "i2.nii.gz", small)
@@ -82,5 +82,5 @@ def test_what_cannot_be_used_is_named_without_its_file(tmp_path):
         read_training_set(folder)
     write_folder(folder, count=3)
     (folder / "cases.csv").write_text((folder / "cases.csv").read_text().replace("l1.nii.gz", ""))
-    with pytest.raises(InputError, match="some of the volumes have no labels.*got 1 of 3 without"):
+    with pytest.raises(InputError, match=r"some of the volumes have no labels.*got 1 of 3 without"):
         read_training_set(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -61,7 +62,7 @@ def test_what_cannot_be_is_said():
     with pytest.raises(UsageError, match="warmup is wrong"):
         LoopSettings(iterations=3, warmup=3, schedule="constant")
     short = LoopSettings(iterations=100, batch_size=4, warmup=60, schedule="cosine")
-    with pytest.raises(UsageError, match="too large for so short a training.*got 50"):
+    with pytest.raises(UsageError, match=r"too large for so short a training.*got 50"):
         short.with_batch(8)
     with pytest.raises(UsageError, match="batch_size is wrong"):
         short.with_batch(0)

@@ -1,0 +1,102 @@
+"""synthesis-train and synthesize-brain as a user runs them: a folder, a model, volumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_sy_generator_training import AFFINE, SIZE, write_balls
+
+from medpipe.synthesis.generator import Generator
+
+TINY: dict[str, Any] = {
+    "tokeniser_iterations": 3, "prior_iterations": 3, "width": 16, "layers": 1, "heads": 2,
+    "codes": 16, "shift_voxels": 1, "copies": 2,
+}  # fmt: skip
+Medpipe = Callable[..., Any]
+
+
+def changes(step: str, **values: object) -> list[str]:
+    return [w for name, value in values.items() for w in ("--set", f"{step}.{name}={value}")]
+
+
+def case(folder: Path, out: str, name: str = "") -> Path:
+    (found,) = (path for path in (folder / out / "cases").iterdir() if name in path.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, medpipe_here: Medpipe) -> Path:
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "TRAIN").mkdir()
+    write_balls(folder / "TRAIN", 5)
+    done = medpipe_here(
+        "run", "synthesis-train", "TRAIN", "MODEL", *changes("train_synthesis", **TINY),
+        folder=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def draw(run: Medpipe, folder: Path, source: str, out: str, *more: object) -> Any:
+    model = case(folder, "MODEL") / "model.safetensors"
+    return run(
+        "run", "synthesize-brain", source, out, "--set", f"sample.model={model}", *more,
+        folder=folder,
+    )  # fmt: skip
+
+
+def test_a_training_leaves_a_model_curves_and_a_table(trained: Path) -> None:
+    made = case(trained, "MODEL")
+    assert {"prior.svg", "tokeniser.svg"} <= {path.name for path in made.iterdir()}
+    table = json.loads((made / "training.json").read_text())
+    assert (table["subjects"], table["volumes"]) == (5, 5)
+    generator = Generator.read(made / "model.safetensors")
+    assert "radius_voxels" in generator.conditions.names
+    assert str(trained) not in (made / "case.json").read_text()
+
+
+def test_each_case_of_a_manifest_is_a_volume_of_its_own(
+    trained: Path, medpipe_here: Medpipe
+) -> None:
+    for n, radius in enumerate((2, 5)):
+        (trained / f"p{n}.json").write_text(json.dumps({"radius_voxels": radius}))
+    (trained / "asked.csv").write_text("case_id,conditions\na,p0.json\nb,p1.json\nc,p1.json\n")
+    done = draw(medpipe_here, trained, "asked.csv", "OUT")
+    assert done.returncode == 0, done.stdout + done.stderr
+    volumes = {}
+    for name in "abc":
+        made = case(trained, "OUT", name)
+        image = nib.load(made / "volume.nii.gz")
+        assert image.shape == nib.load(made / "labels.nii.gz").shape == SIZE
+        assert np.allclose(image.affine, AFFINE)
+        sidecar = json.loads((made / "volume.nii.gz.json").read_text())
+        assert "radius_voxels" in json.dumps(sidecar)
+        volumes[name] = np.asarray(image.dataobj)
+    assert not np.array_equal(volumes["b"], volumes["c"])  # another case, another seed
+    again = draw(medpipe_here, trained, "asked.csv", "OUT")
+    assert "0 computed, 3 already there" in again.stdout
+
+
+def test_what_cannot_be_drawn_fails_in_one_line(trained: Path, medpipe_here: Medpipe) -> None:
+    for text, said in (
+        ('{"radius_voxels": 50}', "expected 1.5 to 5.5"),
+        ("{}", "missing: radius_voxels"),
+        ("[]", "the conditions of the case cannot be read"),
+    ):
+        (trained / "bad.json").write_text(text)
+        done = draw(medpipe_here, trained, "bad.json", "BAD")
+        assert done.returncode != 0
+        (line,) = [x for x in (done.stdout + done.stderr).splitlines() if said in x]
+    loose = draw(medpipe_here, trained, "bad.json", "LOOSE", "--set", "sample.missing=unknown")
+    assert loose.returncode != 0  # a list is still none
+    (trained / "bad.json").write_text("{}")
+    loose = draw(medpipe_here, trained, "bad.json", "LOOSE", "--set", "sample.missing=unknown")
+    assert loose.returncode == 0, loose.stdout + loose.stderr
+    record = (case(trained, "LOOSE") / "case.json").read_text()
+    assert "conditions that were not said: radius_voxels" in record
