@@ -82,7 +82,8 @@ def train_generator(
     training : GeneratorTraining
     device : str or torch.device
     checkpoints : path, optional
-        Folder to continue from, with a checkpoint of each training. On the CPU an interrupted run ends with the bits of one that was not.
+        Folder to continue from, with a checkpoint of each training. On the CPU an interrupted
+        run ends with the bits of one that was not.
     progress : callable, optional
         Told which training ("tokeniser" or "prior") is where.
 

@@ -57,15 +57,15 @@ def test_a_training_leaves_a_model_curves_and_a_table(trained: Path) -> None:
     table = json.loads((made / "training.json").read_text())
     assert (table["subjects"], table["volumes"]) == (5, 5)
     generator = Generator.read(made / "model.safetensors")
-    assert "radius_voxels" in generator.conditions.names
+    assert "place_voxels" in generator.conditions.names
     assert str(trained) not in (made / "case.json").read_text()
 
 
 def test_each_case_of_a_manifest_is_a_volume_of_its_own(
     trained: Path, medpipe_here: Medpipe
 ) -> None:
-    for n, radius in enumerate((2, 5)):
-        (trained / f"p{n}.json").write_text(json.dumps({"radius_voxels": radius}))
+    for n, place in enumerate((4, 9)):
+        (trained / f"p{n}.json").write_text(json.dumps({"place_voxels": place}))
     (trained / "asked.csv").write_text("case_id,conditions\na,p0.json\nb,p1.json\nc,p1.json\n")
     done = draw(medpipe_here, trained, "asked.csv", "OUT")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,7 +76,7 @@ def test_each_case_of_a_manifest_is_a_volume_of_its_own(
         assert image.shape == nib.load(made / "labels.nii.gz").shape == SIZE
         assert np.allclose(image.affine, AFFINE)
         sidecar = json.loads((made / "volume.nii.gz.json").read_text())
-        assert "radius_voxels" in json.dumps(sidecar)
+        assert "place_voxels" in json.dumps(sidecar)
         volumes[name] = np.asarray(image.dataobj)
     assert not np.array_equal(volumes["b"], volumes["c"])  # another case, another seed
     again = draw(medpipe_here, trained, "asked.csv", "OUT")
@@ -85,8 +85,8 @@ def test_each_case_of_a_manifest_is_a_volume_of_its_own(
 
 def test_what_cannot_be_drawn_fails_in_one_line(trained: Path, medpipe_here: Medpipe) -> None:
     for text, said in (
-        ('{"radius_voxels": 50}', "expected 1.5 to 5.5"),
-        ("{}", "missing: radius_voxels"),
+        ('{"place_voxels": 50}', "expected 3.5 to 11.5"),
+        ("{}", "missing: place_voxels"),
         ("[]", "the conditions of the case cannot be read"),
     ):
         (trained / "bad.json").write_text(text)
@@ -99,4 +99,4 @@ def test_what_cannot_be_drawn_fails_in_one_line(trained: Path, medpipe_here: Med
     loose = draw(medpipe_here, trained, "bad.json", "LOOSE", "--set", "sample.missing=unknown")
     assert loose.returncode == 0, loose.stdout + loose.stderr
     record = (case(trained, "LOOSE") / "case.json").read_text()
-    assert "conditions that were not said: radius_voxels" in record
+    assert "conditions that were not said: place_voxels" in record

@@ -322,7 +322,7 @@ class SynthesisTable(ArrayStep):
     """Say what a generator was trained with and how well its parts do on who was held out."""
 
     def __call__(self, model: Any) -> dict[str, Json]:
-        """Return the table; likelihoods are in nats per token, without a value if none validated."""
+        """Return the table; likelihoods are in nats per token, None if nobody validated."""
         header = _header(model)
         tokeniser, prior = header["parts"]["tokeniser"], header["parts"]["prior"]
         shown = tokeniser["facts"].get("validation") or {}
