@@ -90,7 +90,7 @@ def train_generator(
     Returns
     -------
     Generator
-        On the host, with facts of both trainings.
+        On `device`, with facts of both trainings.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def train_generator(
     }
     shape = coded.shape
     affine = np.array(samples.volumes.affine, np.float64)
-    return Generator(TokenRoute(tokeniser, prior), affine, shape, facts).to("cpu")
+    return Generator(TokenRoute(tokeniser, prior), affine, shape, facts)
 
 
 def _tokeniser(
