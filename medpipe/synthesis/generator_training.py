@@ -131,6 +131,8 @@ def train_generator(
         "subjects": len(set(samples.subjects)),
         "subjects_held_out": len(held_out),
         "volumes": len(samples.volumes),
+        # 0: the tokeniser has collapsed, codes say where they are and nothing of the volume
+        "tokens_that_vary": int((coded.codes != coded.codes[:1]).any(0).sum()),
         "shift_voxels": training.shift_voxels,
         "copies": training.copies,
         "seed": training.seed,

@@ -12,6 +12,7 @@ import torch
 from medpipe.errors import InputError, StepError, UsageError
 from medpipe.io.nifti import write_nifti
 from medpipe.models import unpack_weights
+from medpipe.synthesis.coded import encode_moved
 from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.generator_training import GeneratorTraining, train_generator
 from medpipe.synthesis.prior_training import PriorTraining
@@ -77,6 +78,10 @@ def test_who_is_held_out_trains_neither_part(folder, tmp_path):
     samples = read_training_set(folder)
     made = train_generator(samples, SHORT, device="cpu")
     route = made.route
+    moved = encode_moved(route.tokeniser, samples.volumes, shift_voxels=1, copies=2, seed=0)
+    grids = moved.codes.flatten(1)
+    vary = sum(len(grids[:, n].unique()) > 1 for n in range(grids.shape[1]))
+    assert made.facts["tokens_that_vary"] == vary
     assert route.tokeniser.facts["validated"] == 2
     assert route.prior.facts["held_out"]["n"] == 2  # as they are, not moved
     assert route.prior.facts["trained"]["n"] == 12
