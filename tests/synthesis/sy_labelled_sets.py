@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from medpipe.synthesis.evaluation_sets import SynthesisSet
 
 REGIONS = {"shell": 1, "core": 2}
 
 
-def eggs(n, seed, shape=(20, 20, 20), shift=0.0, noise=0.02, sizes=None):
+def eggs(n, seed, shape=(20, 20, 20), shift=0.0, noise=0.01, texture=0.05, sizes=None):
     """Ellipsoids with a core, both of varying size: images and labels (n, I, J, K).
 
-    `sizes` (n, 2) are factors of the radii of shell and core; drawn if not given.
+    `texture` is the standard deviation of a smooth field of each of its own; `sizes` (n, 2) are factors of the radii of shell and core; drawn if not given.
     """
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*(np.arange(s) - (s - 1) / 2 for s in shape), indexing="ij")
@@ -28,7 +29,10 @@ def eggs(n, seed, shape=(20, 20, 20), shift=0.0, noise=0.02, sizes=None):
         r2 = sum(((x - a - o) / r) ** 2 for x, a, o, r in zip(axes, at, off, inner, strict=True))
         labels[case][r1 <= 1] = 1
         labels[case][(r2 <= 1) & (r1 <= 1)] = 2
-        images[case] = np.array([0.1, 0.5, 0.9])[labels[case]] + rng.normal(0, noise, shape)
+        field = ndimage.gaussian_filter(rng.normal(size=shape), 1.5)
+        field = (texture * field / field.std()).clip(-0.13, 0.13)
+        images[case] = np.array([0.1, 0.5, 0.9])[labels[case]] + field
+        images[case] += rng.normal(0, noise, shape)
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
@@ -38,7 +42,7 @@ def egg_set(n, seed, **how):
 
 
 def by_intensity(images):
-    """Segment eggs by thresholds: exact but for noise, and trained with nothing."""
+    """Segment eggs by thresholds: exact, and trained with nothing."""
     return (images > 0.3).long() + (images > 0.7).long()
 
 
