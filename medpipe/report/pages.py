@@ -14,7 +14,9 @@ from medpipe.report.text import FILTERS
 __all__ = ["render_page", "template_digest"]
 
 _FILES = ("style.css", "page.js", "viewer.js")
-_TEMPLATES = ("base.html", "parts.html", "case.html", "cohort.html", "outcome.html")
+_TEMPLATES = (
+    "base.html", "parts.html", "case.html", "cohort.html", "outcome.html", "synthesis.html",
+)  # fmt: skip
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from medpipe.errors import StepError
 from medpipe.synthesis.evaluation_parts import Aligned, anatomy, privacy_of
@@ -19,7 +20,7 @@ from medpipe.synthesis.metrics.agreement import condition_agreement
 from medpipe.synthesis.metrics.ms_ssim import ms_ssim_pairs
 from medpipe.synthesis.metrics.t_maps import realign
 
-__all__ = ["gates_of", "plant_controls", "require_controls", "shifted", "void_gates"]
+__all__ = ["gates_of", "plant_controls", "require_controls", "void_gates"]
 
 NOISE = 0.02
 """Of the copies, as a share of the range of values."""
@@ -159,27 +160,24 @@ def _shuffled(
     return _row("shuffled", "conditions", what, passed is False, said)
 
 
-def shifted(images: torch.Tensor, voxels: int) -> torch.Tensor:
-    """Return images (n, I, J, K) moved along each axis, their edge repeated."""
-    for axis in range(1, images.ndim):
-        edge = images.narrow(axis, 0, 1).expand(
-            *(voxels if a == axis else s for a, s in enumerate(images.shape))
-        )
-        images = torch.cat([edge, images.narrow(axis, 0, images.shape[axis] - voxels)], axis)
-    return images
+def _padded(images: torch.Tensor, before: int, after: int) -> torch.Tensor:
+    """Return images (n, I, J, K) with more voxels along each axis, the edge repeated."""
+    return functional.pad(images[:, None], (before, after) * 3, mode="replicate")[:, 0]
 
 
 def _shifted(
     train: SynthesisSet, test: SynthesisSet, settings: EvaluationSettings
 ) -> dict[str, Any]:
-    """Move real cases: the t map must see it before the re-alignment, and not after."""
-    planted = shifted(train.images, settings.shift_voxels)
-    passed, before = _alike(anatomy(test.images, planted, settings))
-    moved = realign(
-        test.images, planted, spacing_mm=settings.spacing_mm, alignment=settings.alignment
-    )
+    """Move real cases: the t map must see it before the re-alignment, and not after.
+
+    Both sets get a margin, so that what is moved is not cut.
+    """
+    by = settings.shift_voxels
+    real, planted = _padded(test.images, by, by), _padded(train.images, 2 * by, 0)
+    passed, before = _alike(anatomy(real, planted, settings))
+    moved = realign(real, planted, spacing_mm=settings.spacing_mm, alignment=settings.alignment)
     after, said = _alike(anatomy(moved.real, moved.synthetic, settings, moved.inside))
-    what = f"real training cases, moved by {settings.shift_voxels} voxels along each axis"
+    what = f"real training cases, moved by {by} voxels along each axis"
     found = f"before re-alignment {before}; after it {said}"
     return _row("shifted", "place", what, passed is False and after is True, found)
 

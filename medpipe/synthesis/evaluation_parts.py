@@ -243,9 +243,7 @@ def privacy_of(
     }
     found = privacy_of_distances(**d, limit=settings.limit, **settings.resampled())
     # an attacker who holds a case and the synthetic set: the nearer, the likelier a member
-    area = membership_auc(
-        -d["to_train"].min(axis=0), -d["to_held_out"].min(axis=0), settings.level
-    )
+    area = membership_auc(-d["to_train"].min(axis=0), -d["to_held_out"].min(axis=0), settings.level)
     return found, area, d
 
 

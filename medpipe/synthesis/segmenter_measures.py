@@ -19,7 +19,9 @@ __all__ = ["dice_of_regions", "mean_figure", "measure_segmenter"]
 Regions = Mapping[str, int | Sequence[int]]
 
 
-def dice_of_regions(found: torch.Tensor, truth: torch.Tensor, regions: Regions) -> dict[str, Floats]:
+def dice_of_regions(
+    found: torch.Tensor, truth: torch.Tensor, regions: Regions
+) -> dict[str, Floats]:
     """Return the Dice of each region in each case, NaN where the truth lacks the region.
 
     Parameters

@@ -13,7 +13,7 @@ from sy_labelled_sets import REGIONS, by_intensity, egg_set, eggs, moments
 
 from medpipe.errors import InputError, StepError, UsageError
 from medpipe.synthesis.evaluation import evaluate_synthesis
-from medpipe.synthesis.evaluation_controls import require_controls, shifted
+from medpipe.synthesis.evaluation_controls import require_controls
 from medpipe.synthesis.evaluation_sets import (
     EvaluationSettings,
     Measured,
@@ -133,8 +133,7 @@ def test_larger_anatomies_fail_the_t_map_and_the_volumes():
 
 
 def test_a_shifted_set_fails_its_place_alone():
-    made = egg_set(30, 5)
-    found = evaluated(SynthesisSet(shifted(made.images, 2)))
+    found = evaluated(egg_set(30, 5, offset=2.0))
     gates = {g["name"]: g["passed"] for g in found["gates"]}
     assert gates["place"] is False
     assert gates["anatomy"] is True

@@ -9,7 +9,12 @@ from sy_labelled_sets import REGIONS, by_intensity, eggs
 
 from medpipe.errors import InputError, UsageError
 from medpipe.models import pack_weights
-from medpipe.synthesis.segmenter import Segmenter, SegmenterModel, SegmenterSettings, train_segmenter
+from medpipe.synthesis.segmenter import (
+    Segmenter,
+    SegmenterModel,
+    SegmenterSettings,
+    train_segmenter,
+)
 from medpipe.synthesis.segmenter_measures import dice_of_regions, measure_segmenter
 from medpipe.train import LoopSettings
 
@@ -33,9 +38,7 @@ def test_it_finds_regions_of_cases_that_it_never_saw(model):
     assert found.shape == images.shape
     for region, scores in dice_of_regions(found, labels, REGIONS).items():
         assert scores.mean() > 0.85, region
-    ceiling = measure_segmenter(
-        model.labels, images, labels, spacing_mm=(1, 1, 1), regions=REGIONS
-    )
+    ceiling = measure_segmenter(model.labels, images, labels, spacing_mm=(1, 1, 1), regions=REGIONS)
     assert ceiling["n"] == 10
     assert ceiling["volumes"]["shell"]["pearson"]["value"] > 0.9
     assert ceiling["dice"]["core"]["low"] < ceiling["dice"]["core"]["value"]
