@@ -16,7 +16,6 @@ from test_build import HOSTILE, check_self_contained
 from medpipe.errors import InputError
 from medpipe.report.synthesis_page import synthesis_page
 
-
 BAD = " ".join(HOSTILE)
 
 

@@ -15,8 +15,8 @@ def eggs(n, seed, shape=(24, 22, 20), offset=0.0, noise=0.01, texture=0.1, sizes
     """Ellipsoids with a core, both of varying size: images and labels (n, I, J, K).
 
     They are `offset` voxels off the middle along each axis. `texture` is the standard
-    deviation of a smooth field of each, which only darkens the background; `sizes` (n, 2) are factors of the radii of shell
-    and core, drawn if not given.
+    deviation of a smooth field of each, which only darkens the background; `sizes` (n, 2) are
+    factors of the radii of shell and core, drawn if not given.
     """
     rng = np.random.default_rng(seed)
     axes = np.meshgrid(*(np.arange(s) - (s - 1) / 2 for s in shape), indexing="ij")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from skimage.filters import threshold_otsu
 from sy_metric_sets import blobs
 
 from medpipe.errors import InputError, UsageError
 from medpipe.synthesis.metrics import realign, t_map, t_map_share
-from medpipe.synthesis.metrics.t_maps import _rows, _shares
+from medpipe.synthesis.metrics.t_maps import _centred, _rows, _shares, _threshold
 
 
 def noise(n, seed, shape=(4, 5, 6)):
@@ -142,3 +143,22 @@ def test_the_same_moved_volume_comes_back_to_its_place():
 def test_what_cannot_be_compared(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_the_threshold_of_the_centre_is_that_of_otsu():
+    values = torch.cat(
+        [
+            torch.randn(3000, generator=torch.Generator().manual_seed(0)) * 0.1,
+            torch.randn(900, generator=torch.Generator().manual_seed(1)) * 0.1 + 1,
+        ]
+    )
+    found = float(_threshold(values.view(10, 30, 13)))
+    assert found == pytest.approx(threshold_otsu(values.numpy(), nbins=256), abs=0.03)
+
+
+def test_a_background_with_texture_does_not_hold_the_centre_back():
+    rng = np.random.default_rng(0)
+    volume = -np.abs(rng.normal(0, 0.2, (20, 20, 20)))
+    volume[10:15, 9:14, 8:13] = 1.0
+    place = _centred(torch.from_numpy(volume), np.eye(4))
+    assert place[:3, 3] == pytest.approx([-2.5, -1.5, -0.5], abs=0.02)

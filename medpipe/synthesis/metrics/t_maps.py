@@ -23,6 +23,7 @@ __all__ = ["Realigned", "TMapShare", "realign", "t_map", "t_map_share"]
 
 Alignment = Literal["centre", "rigid"]
 FIELD_MM = 64.0
+BINS = 256
 HELD = 8_000_000
 """Values of one block of voxels: 64 MB."""
 
@@ -85,9 +86,9 @@ def realign(
     real, synthetic : Tensor, shape (n, I, J, K) and (m, I, J, K)
     spacing_mm : sequence of 3 floats
     alignment : {"rigid", "centre"}
-        "centre" brings the centre of mass of what is brighter than the mean of a volume to
-        the middle of the grid; "rigid" then turns and shifts it onto the mean of the real
-        volumes, by correlation.
+        "centre" brings the centre of mass of what is brighter than the background (Otsu's
+        threshold) to the middle of the grid; "rigid" then turns and shifts it onto the mean
+        of the real volumes, by correlation.
 
     Raises
     ------
@@ -127,7 +128,7 @@ def realign(
 
 def _centred(volume: torch.Tensor, grid: Affine) -> Affine:
     """Return the affine that puts the bright part of a volume in the middle of the grid."""
-    bright = (volume - volume.mean()).clamp_(min=0).to(torch.float64)
+    bright = (volume - _threshold(volume)).clamp_(min=0).to(torch.float64)
     total = bright.sum()
     middle = []
     for axis, size in enumerate(volume.shape):
@@ -139,6 +140,27 @@ def _centred(volume: torch.Tensor, grid: Affine) -> Affine:
     out = grid.copy()
     out[:3, 3] += grid[:3, :3] @ away
     return out
+
+
+def _threshold(volume: torch.Tensor) -> torch.Tensor:
+    """Return the value that parts background and bright voxels best.
+
+    The mean would do only where the background is even: half of one with texture is above
+    it, and pulls the centre to the middle of the grid.
+
+    References
+    ----------
+    Otsu 1979, doi:10.1109/TSMC.1979.4310076.
+    """
+    low, high = volume.min(), volume.max()
+    scaled = (volume - low) / (high - low).clamp(min=1e-12) * (BINS - 1)
+    counts = torch.bincount(scaled.flatten().long(), minlength=BINS).to(torch.float64)
+    values = torch.arange(BINS, dtype=torch.float64, device=volume.device)
+    below, moment = counts.cumsum(0), (counts * values).cumsum(0)
+    above = below[-1] - below
+    gap = moment / below.clamp(min=1) - (moment[-1] - moment) / above.clamp(min=1)
+    best = (below * above * gap * gap).argmax()
+    return low + (best + 1) / (BINS - 1) * (high - low)
 
 
 def _placed(volume: torch.Tensor, place: Affine, grid: Affine) -> tuple[torch.Tensor, torch.Tensor]:
