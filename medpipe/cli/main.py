@@ -40,9 +40,9 @@ is never done twice.""",
 
 VERBS = (
     "ls", "show", "plan", "validate", "run", "report", "doctor", "manifest", "data", "bids",
-    "outcome-train",
+    "outcome-train", "synthesis-evaluate",
 )  # fmt: skip
-_MODULES = {"outcome-train": "outcome"}
+_MODULES = {"outcome-train": "outcome", "synthesis-evaluate": "synthesis"}
 _GROUPS = ("manifest", "data")  # verbs with verbs of their own
 for _verb in VERBS:
     _name = "app" if _verb in _GROUPS else _verb.replace("-", "_")

@@ -105,7 +105,7 @@ def _read(path: Any) -> tuple[NDArray[Any], Grid]:
 def _image(case: Case) -> tuple[torch.Tensor, Grid]:
     data, grid = _read(case.inputs["image"])
     values = data.astype(np.float32)
-    low, high = np.percentile(values, PERCENTILES)
+    low, high = (float(v) for v in np.percentile(values, PERCENTILES))
     if not high > low:
         raise InputError("the image is constant")
     return torch.from_numpy(((values - low) / (high - low)).clip(-1, 2)), grid
@@ -130,7 +130,7 @@ def _check_grid(first: Grid, own: Grid, what: str = "the case has another grid")
         size = " x ".join(str(n) for n in grid[0])
         return f"{size} voxels of {' x '.join(f'{s:.3g}' for s in grid[1])} mm, {grid[2]}"
 
-    hint = "bring all to one with the steps reorient, resample and crop_or_pad"
+    hint = "bring all to one with the steps orient, resample and crop_or_pad"
     raise InputError(what, expected=said(first), got=said(own), hint=hint)
 
 

@@ -37,7 +37,7 @@ def test_it_finds_regions_of_cases_that_it_never_saw(model):
     found = model.labels(images)
     assert found.shape == images.shape
     for region, scores in dice_of_regions(found, labels, REGIONS).items():
-        assert scores.mean() > 0.85, region
+        assert scores.mean() > 0.8, region
     ceiling = measure_segmenter(model.labels, images, labels, spacing_mm=(1, 1, 1), regions=REGIONS)
     assert ceiling["n"] == 10
     assert ceiling["volumes"]["shell"]["pearson"]["value"] > 0.9
