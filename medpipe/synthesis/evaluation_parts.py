@@ -103,7 +103,7 @@ def diversity(
         ``recall``, ``density`` and ``coverage``: each a figure with its floor.
     """
     s, (real, made) = settings, features
-    halves = {"splits": s.splits, "seed": s.seed, "level": s.level}
+    halves: dict[str, Any] = {"splits": s.splits, "seed": s.seed, "level": s.level}
     found = {
         "kid": kid(real, made, resamples=s.resamples, **halves),
         "frechet": frechet(real, made, **halves),
@@ -241,7 +241,7 @@ def privacy_of(
         "within_train": rms_distances(train, train),
         "within_held_out": rms_distances(test, test),
     }
-    found = privacy_of_distances(**d, limit=settings.limit, **settings.resampled())
+    found = privacy_of_distances(*d.values(), limit=settings.limit, **settings.resampled())
     # an attacker who holds a case and the synthetic set: the nearer, the likelier a member
     area = membership_auc(-d["to_train"].min(axis=0), -d["to_held_out"].min(axis=0), settings.level)
     return found, area, d
