@@ -415,6 +415,7 @@ def simulate_sah(
     template: Path | None = None,
     prevalence: float = 0.288,
     bayes_auc: float = 0.90,
+    deaths: int | None = None,
     workers: int = 1,
 ) -> int:
     """Write head CTs with subarachnoid haemorrhage, outcomes of a stated risk, and cases.csv.
@@ -453,6 +454,8 @@ def simulate_sah(
         Share of deaths of the risk model.
     bayes_auc : float
         AUC of its true probabilities.
+    deaths : int, optional
+        Draw patients on until exactly so many of them die; default: as it falls.
     workers : int
         Processes.
     """
@@ -461,8 +464,9 @@ def simulate_sah(
 
     scan = SahScan(spacing, thickness_mm, tilt_deg, noise_hu)
     cohort = SahCohort(
-        patients, seed, format, scan, sites, twice, labels, template, prevalence, bayes_auc
-    )
+        patients, seed, format, scan, sites, twice, labels, template, prevalence, bayes_auc,
+        deaths,
+    )  # fmt: skip
     _must_be_empty(folder)
     with console(stderr=True).status("simulating head CTs"):
         cases = write_sah_cohort(folder, cohort, workers=workers)

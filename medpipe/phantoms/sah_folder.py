@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -65,6 +67,9 @@ class SahCohort:
         A head CT or a stripped CT template, instead of the procedural head.
     prevalence, bayes_auc : float
         Of the risk model.
+    deaths : int, optional
+        Exactly so many of the patients die: patients are drawn on until there are that many
+        and the rest survived, and who comes after is left out. By default it is as it falls.
     """
 
     patients: int
@@ -77,6 +82,7 @@ class SahCohort:
     template: Path | None = None
     prevalence: float = PREVALENCE
     bayes_auc: float = BAYES_AUC
+    deaths: int | None = None
 
     def __post_init__(self) -> None:
         if self.patients < 1 or not 0 <= self.twice <= self.patients:
@@ -84,6 +90,12 @@ class SahCohort:
                 "no such cohort",
                 expected="one patient or more, and no more with two CTs",
                 got=f"{self.patients} patients, {self.twice} with two CTs",
+            )
+        if self.deaths is not None and (self.twice or not 0 <= self.deaths <= self.patients):
+            raise UsageError(
+                "no such number of deaths",
+                expected=f"0 to {self.patients}, and one CT of each patient",
+                got=f"{self.deaths} deaths, {self.twice} with two CTs",
             )
         if not 1 <= self.sites <= len(SITES):
             raise UsageError("unknown sites", expected=f"1..{len(SITES)}", got=str(self.sites))
@@ -118,20 +130,38 @@ def write_sah_cohort(root: Path, cohort: SahCohort, *, workers: int = 1) -> list
     root.mkdir(parents=True, exist_ok=True)
     if cohort.template is not None:
         load_template(cohort.template)  # refused here, before processes start
-    numbers = range(cohort.patients)
-    write = partial(_write_patient, root, cohort)
-    rows: list[tuple[Case, dict[str, Any]]] = []
-    for one in _each(write, numbers, workers):
-        rows += one
+    rows = [row for patient in _patients(root, cohort, workers) for row in patient]
     cases = [case for case, _ in rows]
     write_manifest(root / "cases.csv", cases)
     write_json_atomic(root / "truth.json", _truth(cohort, rows))
     return cases
 
 
-def _each(
-    write: Any, numbers: Iterable[int], workers: int
-) -> Iterator[list[tuple[Case, dict[str, Any]]]]:
+Rows = list[tuple[Case, dict[str, Any]]]
+
+
+def _patients(root: Path, cohort: SahCohort, workers: int) -> Iterator[Rows]:
+    """Write patients and yield their rows; those of an outcome that is full are taken back."""
+    write = partial(_write_patient, root, cohort)
+    if cohort.deaths is None:
+        yield from _each(write, range(cohort.patients), workers)
+        return
+    wanted = {0: cohort.patients - cohort.deaths, 1: cohort.deaths}
+    share = {0: 1 - cohort.prevalence, 1: cohort.prevalence}
+    start = 0
+    while any(wanted.values()):
+        count = ceil(max(wanted[died] / share[died] for died in wanted))
+        for rows in _each(write, range(start, start + count), workers):
+            case, facts = rows[0]
+            if wanted[facts["outcome"]]:
+                wanted[facts["outcome"]] -= 1
+                yield rows
+            else:
+                shutil.rmtree(root / "images" / case.case_id)
+        start += count
+
+
+def _each(write: Any, numbers: Iterable[int], workers: int) -> Iterator[Rows]:
     if workers <= 1:
         yield from map(write, numbers)
         return
@@ -139,7 +169,7 @@ def _each(
         yield from pool.map(write, numbers, chunksize=4)
 
 
-def _write_patient(root: Path, cohort: SahCohort, number: int) -> list[tuple[Case, dict[str, Any]]]:
+def _write_patient(root: Path, cohort: SahCohort, number: int) -> Rows:
     """Write the one or two CTs of a patient; the outcome follows from what the first one shows."""
     seed = derive_seed(cohort.seed, "sah", str(number))
     rng = np.random.default_rng([seed, 30])
@@ -255,7 +285,7 @@ def _write_dicom(
     write_ct_series(folder, stored, plan, spec, identity=who, study=study)
 
 
-def _truth(cohort: SahCohort, rows: list[tuple[Case, dict[str, Any]]]) -> dict[str, Any]:
+def _truth(cohort: SahCohort, rows: Rows) -> dict[str, Any]:
     risk = solved_risk(cohort.prevalence, cohort.bayes_auc)
     first = {case.patient_id: facts for case, facts in reversed(rows)}  # one CT of each patient
     outcome = [facts["outcome"] for facts in first.values()]
@@ -273,6 +303,7 @@ def _truth(cohort: SahCohort, rows: list[tuple[Case, dict[str, Any]]]) -> dict[s
         },
         "sample": {
             "patients": len(first),
+            "deaths_wanted": cohort.deaths,
             "events": int(sum(outcome)),
             "expected_events": float(sum(probability)),
             "auc_of_true_probability": sample_auc(outcome, probability),

@@ -98,6 +98,23 @@ def test_outcomes_of_many_patients_have_the_stated_prevalence_and_auc(monkeypatc
     assert truth["auc_of_true_probability"] == pytest.approx(0.90, abs=0.023)
 
 
+def test_a_number_of_deaths_is_kept_and_takes_the_first_patients_there_are(monkeypatch, tmp_path):
+    def written(root, cohort, made, case_id, patient):
+        (root / "images" / case_id).mkdir(parents=True)
+        return root / "images" / case_id / "ct.nii.gz"
+
+    monkeypatch.setattr(sah_folder, "simulate_patient", fake_patient)
+    monkeypatch.setattr(sah_folder, "_write_case", written)
+    every = write_sah_cohort(tmp_path / "all", SahCohort(200, seed=1))
+    kept = write_sah_cohort(tmp_path / "kept", SahCohort(100, seed=1, deaths=40))
+    for outcome, number in ((1, 40), (0, 60)):
+        ids = [c.case_id for c in every if c.covariates["outcome"] == outcome]
+        assert [c.case_id for c in kept if c.covariates["outcome"] == outcome] == ids[:number]
+    images = {p.name for p in (tmp_path / "kept/images").iterdir()}
+    assert images == {c.case_id for c in kept}  # nobody is left over
+    assert json.loads((tmp_path / "kept/truth.json").read_text())["sample"]["deaths_wanted"] == 40
+
+
 def digest(root):
     files = sorted(p for p in root.rglob("*") if p.is_file())
     total = hashlib.sha256()
@@ -132,6 +149,8 @@ def test_a_tilted_series_is_read_back_leaning(tmp_path):
         ({"patients": 0}, "no such cohort"),
         ({"patients": 2, "twice": 3}, "no such cohort"),
         ({"patients": 2, "sites": 9}, "unknown sites"),
+        ({"patients": 2, "deaths": 3}, "no such number of deaths"),
+        ({"patients": 2, "deaths": 1, "twice": 1}, "no such number of deaths"),
         ({"patients": 2, "format": "png"}, "unknown format"),
         ({"patients": 2, "format": "both", "scan": SahScan(tilt_deg=5)}, "tilted gantry"),
     ],
