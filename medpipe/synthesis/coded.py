@@ -7,7 +7,7 @@ it is asked for none (Tudosiu et al., doi 10.1038/s42256-024-00864-0).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class CodedVolumes:
     shifts: dict[str, list[int]]
     shape: tuple[int, int, int]
 
-    def table(self, columns: dict[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def table(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Return a table with a value for each volume as one with a value for each grid.
 
         The shifts, where there are any, are further columns.

@@ -63,7 +63,7 @@ class GeneratorTraining:
                 "copies of 1 or more",
             )
         # says what is wrong with them before anything is trained
-        PriorSettings(**{"codes": self.tokeniser.codes, "grid": (1, 1, 1)} | self.prior)
+        _prior_settings(self.tokeniser.codes, (1, 1, 1), self.prior)
 
 
 def train_generator(
@@ -117,9 +117,8 @@ def train_generator(
         seed=training.seed,
     )  # fmt: skip
     kinds: Any = {**samples.kinds, **dict.fromkeys(coded.shifts, "augmentation")}
-    settings = PriorSettings(
-        **{"codes": tokeniser.settings.codes, "grid": tuple(coded.codes.shape[1:])} | training.prior
-    )
+    grid = tuple(coded.codes.shape[1:])
+    settings = _prior_settings(tokeniser.settings.codes, grid, training.prior)
     prior = train_prior(
         coded.codes, coded.table(samples.table), kinds, settings, training.prior_training,
         units=dict.fromkeys(SHIFTS, "voxels") | _units(samples.kinds),
@@ -169,6 +168,11 @@ class _Some(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.volumes[self.which[index]]
+
+
+def _prior_settings(codes: int, grid: tuple[int, ...], how: dict[str, Any]) -> PriorSettings:
+    known: dict[str, Any] = {"codes": codes, "grid": grid}
+    return PriorSettings(**(known | how))
 
 
 def _held_out(subjects: list[int], training: GeneratorTraining) -> set[int]:

@@ -163,7 +163,7 @@ class LatentRoute:
         settings: DrawSettings, progress: Callable[[Any], None] | None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Yield volumes (C, I, J, K); latents are drawn one batch at a time."""
-        own = "rflow" if self.denoiser.settings.objective == "flow" else "ddim"
+        own: SchedulerName = "rflow" if self.denoiser.settings.objective == "flow" else "ddim"
         grid, batch = self.autoencoder.grid(shape), settings.batch or 1
         where = self.autoencoder.scale.device
         for first in range(0, len(seeds), batch):
