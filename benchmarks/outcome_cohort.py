@@ -41,7 +41,8 @@ NAME, OUTCOME = "sah-mortality-demo", "death within 90 days"
 TRAINING: dict[str, Any] = {
     "grid": "compact", "spacing_mm": 4.0, "size_voxels": (44, 52, 44), "architecture": "local",
     "iterations": 500, "batch_size": 8, "learning_rate": 2e-2, "weight_decay": 0.05,
-    "nested": True, "validation_share": 0.0, "covariates": ["age_years", "sex", "wfns"],
+    "mirrored": True, "nested": True, "validation_share": 0.0,
+    "covariates": ["age_years", "sex", "wfns"],
 }  # fmt: skip
 SHOWN = (
     "auroc", "average_precision", "brier", "scaled_brier", "calibration_slope",

@@ -61,6 +61,7 @@ def outcome_train(
     batch_size: Annotated[int, Parameter(group=_TRAINING)] = 4,
     learning_rate: Annotated[float, Parameter(group=_TRAINING)] = 3e-4,
     weight_decay: Annotated[float, Parameter(group=_TRAINING)] = 1e-2,
+    mirrored: Annotated[bool, Parameter(group=_TRAINING)] = False,
     validation_share: Annotated[float, Parameter(group=_TRAINING)] = 0.15,
     folds: Annotated[int, Parameter(group=_TRAINING)] = 5,
     by_site: Annotated[bool, Parameter(group=_TRAINING)] = False,
@@ -141,6 +142,9 @@ def outcome_train(
         Its largest value.
     weight_decay : float
         More of it (0.05 to 0.2) keeps networks of small cohorts from learning by heart.
+    mirrored : bool
+        Every CT is judged twice, left and right exchanged the second time, and the mean
+        counts: steadier, for twice the time of the networks.
     validation_share : float
         Of the patients that a network may learn from, set aside to stop it in time; 0 (with
         --nested) trains with all of them, for all iterations.
@@ -186,7 +190,7 @@ def outcome_train(
         preset=preset, loss=loss, iterations=iterations, batch_size=batch_size,
         learning_rate=learning_rate, weight_decay=weight_decay, folds=folds, seed=seed,
         validation_share=validation_share, size_voxels=chosen.size_voxels,
-        spacing_mm=chosen.spacing_mm, **times,
+        spacing_mm=chosen.spacing_mm, tta_flips=((0,),) if mirrored else (), **times,
     )  # fmt: skip
     outputs = len(training.interval_days) if loss == "survival" else 2
     settings = CrossSettings(

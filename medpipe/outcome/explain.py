@@ -19,9 +19,11 @@ from monai.visualize.visualizer import default_upsampler
 from torch import Tensor, nn
 
 from medpipe.errors import UsageError
+from medpipe.outcome.network import TARGET_LAYER
 from medpipe.types import Json
 
 __all__ = [
+    "HEAD_HU",
     "SaliencyMap",
     "blood_overlap",
     "grad_cam",
@@ -31,8 +33,9 @@ __all__ = [
     "structural_similarity",
 ]
 
-TARGET_LAYER = "class_layers.relu"
 BLOOD_HU = (45.0, 90.0)
+HEAD_HU = -300.0
+"""What lies above belongs to the head, where no mask was given."""
 BRAIN_HU = 35.0
 """What occlusion puts into a box: grey and white matter together."""
 EMPTY = 1e-12

@@ -17,13 +17,13 @@ from medpipe.figures.layout import foreground_box_mm
 from medpipe.figures.projection import plane_of_box, windowed
 from medpipe.figures.sampling import Canonical, fov_box_mm, sample_plane, to_canonical
 from medpipe.figures.scale import COLOURS
+from medpipe.outcome.explain import HEAD_HU
 from medpipe.outcome.predict import OutcomePrediction
 from medpipe.types import Affine
 
 __all__ = ["case_page_svg"]
 
 WINDOW_HU = (0.0, 80.0)
-HEAD_HU = -300.0
 STRONGEST = 0.75
 """Opacity of the map where it is 1."""
 _WIDTH, _SIDE, _COLUMNS, _GAP = 1240, 40, 4, 6

@@ -222,6 +222,7 @@ def _study(
             "batch_size": training.batch_size,
             "learning_rate": training.learning_rate,
             "weight_decay": training.weight_decay,
+            "mirrored_copies": bool(training.tta_flips),
             "validation_share": training.validation_share,
             "iterations_done": ", ".join(str(model.iterations) for model in crossed.models),
             "seed": training.seed,

@@ -23,6 +23,7 @@ Medpipe = Callable[..., "CompletedProcess[str]"]
 
 SETTINGS: dict[str, tuple[object, ...]] = {
     "--simulated": (),
+    "--mirrored": (),
     "--covariates": ("age_years",),
     "--spacing-mm": (8,),
     "--size-voxels": (24, 32, 24),

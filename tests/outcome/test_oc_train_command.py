@@ -54,7 +54,9 @@ def test_a_plain_cohort_is_trained_and_cases_of_a_patient_stay_together(head_stu
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert (evaluation["n"], evaluation["patients"], evaluation["events"]) == (10, 8, 5)
     assert evaluation["flow"]["refused"] == []
-    assert len(read_bundle(out / "model").members) == 2
+    bundle = read_bundle(out / "model")
+    assert len(bundle.members) == 2
+    assert bundle.facts.tta == [[0]]  # what --mirrored asked for is asked of new CT too
     assert "10 cases, 5 events (simulated), out of fold:" in done.stdout
     assert f"report: {Path('OUT/index.html')}" in done.stdout
     assert "imulated" in (out / "index.html").read_text()

@@ -16,6 +16,7 @@ from medpipe.outcome.bundle import OutcomeBundle
 from medpipe.outcome.channels import ct_channels
 from medpipe.outcome.explain import (
     BLOOD_HU,
+    HEAD_HU,
     SaliencyMap,
     blood_overlap,
     grad_cam,
@@ -58,7 +59,6 @@ __all__ = [
 
 Method = Literal["grad-cam", "occlusion"]
 METHODS = {"grad-cam": "Grad-CAM", "occlusion": "occlusion"}
-HEAD_HU = -300.0
 LITTLE_CHANGE = 0.5
 """Rank correlation with the map of random weights above which a map says little."""
 
