@@ -6,10 +6,9 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import nibabel as nib
 import numpy as np
@@ -21,13 +20,7 @@ from medpipe.phantoms.vessel_tree import small_tree
 AFFINE = np.diag([-0.7, -0.7, 0.9, 1.0])
 
 
-Medpipe = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def medpipe(*args: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as a user does."""
-    words = [sys.executable, "-m", "medpipe", *map(str, args)]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+Medpipe = Callable[..., "CompletedProcess[str]"]
 
 
 def save(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> None:
@@ -49,7 +42,7 @@ def tube() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def batch(tmp_path_factory: pytest.TempPathFactory, medpipe_here: Medpipe) -> tuple[Path, str]:
     """One run over a good mask and every bad one; the folder and what the program said."""
     folder = tmp_path_factory.mktemp("batch")
     rng = np.random.default_rng(0)
@@ -67,7 +60,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     for name, data in inputs.items():
         save(folder / f"{name}.nii.gz", data)
     manifest(folder, {name: f"{name}.nii.gz" for name in inputs})
-    done = medpipe("run", "centerline", "cases.csv", "OUT", folder=folder)
+    done = medpipe_here("run", "centerline", "cases.csv", "OUT", folder=folder)
     assert "Traceback" not in done.stderr + done.stdout
     return folder, done.stdout + done.stderr
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -23,24 +22,14 @@ TINY = {
 MASK = "TRAIN/t01/mask.nii.gz"
 
 
-Medpipe = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def medpipe(*args: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as a user does."""
-    words = [sys.executable, "-m", "medpipe", *map(str, args)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
+Medpipe = Callable[..., "CompletedProcess[str]"]
 
 
 def changes(step: str, **values: str) -> list[str]:
     return [w for name, value in values.items() for w in ("--set", f"{step}.{name}={value}")]
 
 
-def train(
-    run: Medpipe, folder: Path, out: str, source: str = "TRAIN"
-) -> subprocess.CompletedProcess[str]:
+def train(run: Medpipe, folder: Path, out: str, source: str = "TRAIN") -> CompletedProcess[str]:
     return run(
         "run", "centerline-train", source, out, *changes("train_centerline", **TINY), folder=folder
     )
@@ -55,8 +44,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, medpipe_here: Medpipe) -> 
         "--size", 48, folder=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    done = train(medpipe, folder, "OUT")
+    done = train(medpipe_here, folder, "OUT")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     assert "1 computed" in done.stdout
     return folder
 

@@ -31,7 +31,10 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_manifest_runs_fails_where_it_must_and_resumes(
-    patients: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    patients: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     manifest, out = patients / "cases.csv", tmp_path / "out"
     code, planned = run_json(capsys, "plan", "dicom-import", manifest, out)
@@ -53,6 +56,7 @@ def test_a_manifest_runs_fails_where_it_must_and_resumes(
     total = psutil.virtual_memory().total
     assert record["memory_gb"] == pytest.approx(0.9 * total / 2 / 1e9, rel=0.01)
 
+    request.getfixturevalue("cases_here")  # processes were started; what is resumed is not theirs
     code, planned = run_json(capsys, "plan", "dicom-import", manifest, out)
     assert planned["counts"]["cached"] == 4
     code, second = run_json(capsys, "run", "dicom-import", manifest, out)

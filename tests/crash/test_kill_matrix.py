@@ -7,6 +7,7 @@ import shutil
 import signal
 from typing import Any
 
+import drive
 import nibabel
 import numpy as np
 import pytest
@@ -162,10 +163,15 @@ def write_volumes(lab: Lab) -> dict[str, Any]:
     return truth
 
 
-def test_volumes(lab: Lab) -> None:
+@pytest.mark.usefixtures("cases_here")  # of the run that nothing interrupts, not of drivers
+def test_volumes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same with images: read, saved, changed, saved; the victim is killed while it saves."""
     truth = write_volumes(lab)
-    plain = lab.run("plain", "workflow=images", "workers=1")
+    monkeypatch.setenv("KILL_TALLY", str(lab.tally))
+    assert drive.main(str(lab.root / "plain"), str(lab.inputs), "workflow=images") == 0
+    plain = json.loads(capsys.readouterr().out)
     assert (plain["done"], plain["failed"]) == (4, [])
     lab.counts()
     crash = {"MEDPIPE_CRASH_AT": "before_rename:v1", "MEDPIPE_CRASH_ONCE": str(lab.root / "token")}

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import nibabel as nib
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from medpipe.cli.main import invoke
 from medpipe.phantoms.qmri import QmriPhantom, qmri_phantom
 from medpipe.phantoms.qmri_folder import QmriCase, write_qmri_folder
+
+Medpipe = Callable[..., "CompletedProcess[str]"]
 
 TISSUES = (1, 2, 3)  # white and grey matter, fluid
 
@@ -238,7 +241,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.fixture(scope="module")
-def batch(cases: dict[str, QmriCase], tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+def batch(
+    cases: dict[str, QmriCase], tmp_path_factory: pytest.TempPathFactory, medpipe_here: Medpipe
+) -> tuple[int, Path]:
     """A batch in which most cases are broken, each in its own way."""
     root = tmp_path_factory.mktemp("batch")
     rows = {}
@@ -255,7 +260,8 @@ def batch(cases: dict[str, QmriCase], tmp_path_factory: pytest.TempPathFactory) 
             "mask": folder / "mask.nii.gz",
         }
     source = manifest(root / "cases.csv", rows)
-    return invoke(["run", "qmri-t1-vfa", str(source), str(root / "out")]), root / "out"
+    done = medpipe_here("run", "qmri-t1-vfa", source, root / "out", folder=root)
+    return done.returncode, root / "out"
 
 
 def test_broken_cases_leave_the_others(batch: tuple[int, Path]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +12,9 @@ import torch
 from monai.transforms import Compose, RandGaussianNoise, Randomizable
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
+from two_ranks import least_squares
 
+import medpipe
 from medpipe.errors import InputError, StepError, UsageError
 from medpipe.train import LoopSettings, Progress, loop, train
 from medpipe.train.samples import training_batches
@@ -235,48 +236,23 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch):
         train(nn.Linear(2, 1), MSE, Noisy(), LoopSettings(), device="cpu")
 
 
-def test_the_package_is_imported_without_ignite():
-    code = "import sys; sys.modules['ignite'] = None; import medpipe.train"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-TWO = """
-import sys, torch
-from torch import nn
-from torch.utils.data import TensorDataset
-import ignite.distributed as idist
-from medpipe.train import LoopSettings, train
-
-def run(rank, file):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    g = torch.Generator().manual_seed(1)
-    data = TensorDataset(torch.randn(10, 3, generator=g), torch.randn(10, 1, generator=g))
-    s = LoopSettings(iterations=12, batch_size=4, clip_norm=None, validate_every=6, seed=2)
-    r = train(net, nn.functional.mse_loss, data, s, validation=data, device="cpu")
-    if idist.get_rank() == 0:
-        torch.save({"net": net.state_dict(), "history": r.history}, file)
-
-if __name__ == "__main__":
-    run(0, sys.argv[1])
-    with idist.Parallel(backend="gloo", nproc_per_node=2) as parallel:
-        parallel.run(run, sys.argv[2])
-"""
+def test_the_package_is_imported_without_ignite(monkeypatch):
+    for name in [n for n in sys.modules if n.split(".")[0] == "ignite"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [n for n in sys.modules if f"{n}.".startswith("medpipe.train.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ignite", None)
+    monkeypatch.setattr(medpipe, "train", None)  # the module of the other tests comes back
+    again = importlib.import_module("medpipe.train")
+    assert again.train is not train
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_steps_of_one(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    files = [str(tmp_path / name) for name in ("one.pt", "two.pt")]
-    subprocess.run(
-        [sys.executable, str(script), *files], check=True, timeout=240, capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    one, two = (torch.load(f, weights_only=True) for f in files)
+def test_two_processes_make_the_steps_of_one(two):
+    one, both = least_squares(), two["least_squares"]
     for name, weights in one["net"].items():
-        assert torch.allclose(weights, two["net"][name], atol=1e-6), name
-    for a, b in zip(one["history"], two["history"], strict=True):
+        assert torch.allclose(weights, both["net"][name], atol=1e-6), name
+    for a, b in zip(one["history"], both["history"], strict=True):
         assert a == pytest.approx(b, rel=1e-5)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import TensorDataset
+from two_ranks import with_an_opponent
 
 from medpipe.errors import UsageError
 from medpipe.train import LoopSettings, Opponent, train
@@ -205,49 +203,9 @@ def test_a_checkpoint_of_another_kind_of_run_is_named(tmp_path):
             Opponent(other, against, **bad)
 
 
-TWO = """
-import sys, torch
-from torch import nn
-from torch.utils.data import TensorDataset
-import ignite.distributed as idist
-from medpipe.train import LoopSettings, Opponent, train
-
-def against(network, made, real):
-    return (network(real) - 1).square().mean() + network(made).square().mean()
-
-def run(rank, file):
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    other = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
-    if rank:
-        nn.init.zeros_(other[0].weight)  # the first process decides how the opponent begins
-    opponent = Opponent(other, against, learning_rate=0.01)
-    g = torch.Generator().manual_seed(1)
-    data = TensorDataset(torch.randn(10, 3, generator=g), torch.randn(10, 1, generator=g))
-    s = LoopSettings(iterations=12, batch_size=4, clip_norm=None, validate_every=12, seed=2)
-    def loss(p, t):
-        return (p - t).square().mean() + (opponent.judge(p) - 1).square().mean()
-    train(net, loss, data, s, opponent=opponent, device="cpu")
-    if idist.get_rank() == 0:
-        torch.save({"net": net.state_dict(), "other": other.state_dict()}, file)
-
-if __name__ == "__main__":
-    run(0, sys.argv[1])
-    with idist.Parallel(backend="gloo", nproc_per_node=2) as parallel:
-        parallel.run(run, sys.argv[2])
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_make_the_steps_of_one_on_both_sides(tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    files = [str(tmp_path / name) for name in ("one.pt", "two.pt")]
-    subprocess.run(
-        [sys.executable, str(script), *files], check=True, timeout=240, capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    one, two = (torch.load(f, weights_only=True) for f in files)
+def test_two_processes_make_the_steps_of_one_on_both_sides(two):
+    one, both = with_an_opponent(), two["with_an_opponent"]
     for side in ("net", "other"):
         for name, weights in one[side].items():
-            assert torch.allclose(weights, two[side][name], atol=1e-6), name
+            assert torch.allclose(weights, both[side][name], atol=1e-6), name
