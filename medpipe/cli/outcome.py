@@ -75,6 +75,7 @@ def outcome_train(
     seed: Annotated[int, Parameter(group=_TRAINING)] = 0,
     workers: Annotated[int | None, Parameter(group=_MACHINE)] = None,
     device: Annotated[str, Parameter(group=_MACHINE)] = "auto",
+    at_once: Annotated[int, Parameter(group=_MACHINE)] = 1,
     quiet: Annotated[bool, Parameter(group=_MACHINE)] = False,
 ) -> int:
     """Train a network that predicts an outcome from head CT, and evaluate it honestly.
@@ -168,6 +169,9 @@ def outcome_train(
         CTs prepared at the same time.
     device : str
         auto, cpu, cuda or cuda:N.
+    at_once : int
+        Networks trained at the same time; with auto or cuda on all GPUs in turn. On CPUs they
+        share the cores, which small networks use better than one alone.
     quiet : bool
         No progress bar.
     """
@@ -223,7 +227,7 @@ def outcome_train(
         return summary.exit_code
     kept = table.select([i for i, case in enumerate(table.case_ids) if case in volumes])
     noticed = _noticed(out / "prepared", kept.case_ids)
-    with _Bar(quiet) as bar:
+    with _Bar(quiet, at_once) as bar:
         result = train_study(
             kept,
             volumes,
@@ -236,6 +240,7 @@ def outcome_train(
             study_digests=studies,
             encoder=encoder,
             device=device,
+            at_once=at_once,
             progress=bar.network,
             stage=bar.stage,
         )
@@ -367,7 +372,7 @@ def _say(evaluation: dict[str, Any], page: Path, out: Path) -> None:
 class _Bar:
     """A bar for each network and each other stage; lines where no person watches."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, at_once: int = 1) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -385,41 +390,39 @@ class _Bar:
             TimeRemainingColumn(compact=True), console=screen,
             disable=quiet or not screen.is_terminal,
         )  # fmt: skip
-        self.name = ""
-        self.task: Any = None
-        self.at: Any = None
+        self.at_once = at_once
+        self.open: dict[str, tuple[Any, Any]] = {}
+        """Tasks and their last progress by name, the one that was told of last at the end."""
 
     def __enter__(self) -> _Bar:
         self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self._end(0)
         self.bar.stop()
 
     def network(self, name: str, at: Any) -> None:
         """Show how far the training of a network is."""
-        if name != self.name:
-            self._begin(name, at.iterations)
-        self.at = at
-        self.bar.update(self.task, completed=at.iteration, loss=f"loss {at.loss:.3f}")
+        if name not in self.open:
+            self._end(self.at_once - 1)  # one that no longer got better ended without a word
+            self.open[name] = (self.bar.add_task(name, total=at.iterations, loss=""), at)
+        task, _ = self.open.pop(name)
+        self.open[name] = (task, at)
+        self.bar.update(task, completed=at.iteration, loss=f"loss {at.loss:.3f}")
 
     def stage(self, name: str) -> None:
         """Show that something else is done."""
-        self._begin(name, None)
+        self._end(0)
+        self.open[name] = (self.bar.add_task(name, total=None, loss=""), None)
 
-    def _begin(self, name: str, total: int | None) -> None:
-        self._end()
-        self.name, self.at = name, None
-        self.task = self.bar.add_task(name, total=total, loss="")
-
-    def _end(self) -> None:
-        """Close a bar where it is: a network that no longer got better ended early."""
-        if self.task is None:
-            return
-        done = 1 if self.at is None else self.at.iteration
-        self.bar.update(self.task, total=done, completed=done)
-        if self.at is not None and self.lines:
-            _note(f"{self.name}: {done} of {self.at.iterations} iterations, "
-                  f"loss {self.at.loss:.3f}, {self.at.seconds:.0f} s")  # fmt: skip
-        self.task = None
+    def _end(self, left: int) -> None:
+        """Close bars where they are until so many are left."""
+        while len(self.open) > left:
+            name = next(iter(self.open))
+            task, at = self.open.pop(name)
+            done = 1 if at is None else at.iteration
+            self.bar.update(task, total=done, completed=done)
+            if at is not None and self.lines:
+                _note(f"{name}: {done} of {at.iterations} iterations, "
+                      f"loss {at.loss:.3f}, {at.seconds:.0f} s")  # fmt: skip

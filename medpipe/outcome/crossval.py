@@ -29,6 +29,7 @@ from medpipe.outcome.network import OutcomeNetworkSettings
 from medpipe.outcome.predictions import OperatingPoint, Predictions, SurvivalPredictions
 from medpipe.outcome.recalibrate import Recalibration, fit_recalibration
 from medpipe.outcome.samples import Picture, inner_split
+from medpipe.outcome.side_by_side import devices_of, train_side_by_side
 from medpipe.outcome.training import FoldModel, OutcomeTraining, read_fold_model, train_fold
 from medpipe.train.settings import Progress
 from medpipe.types import Finding, Severity
@@ -168,6 +169,7 @@ def cross_validate(
     device: str = "auto",
     progress: FoldProgress | None = None,
     workers: int = 0,
+    at_once: int = 1,
 ) -> CrossValidation:
     """Train and judge networks and their comparators on a cohort.
 
@@ -188,6 +190,9 @@ def cross_validate(
         See `medpipe.outcome.training.train_fold`.
     progress : callable, optional
         Told the name of the network (``"fold 2 of 5"``) and its progress.
+    at_once : int
+        Networks that are trained at the same time, each in a process of its own: with
+        ``"auto"`` or ``"cuda"`` on all GPUs in turn. More than one need a `folder`.
 
     Raises
     ------
@@ -195,6 +200,8 @@ def cross_validate(
         If a volume is absent, folds cannot be made, or a test case is known from training.
     InputError
         If a volume cannot be used.
+    ResourceError
+        If a process beside this one ended without a word.
     """
     chosen = settings or CrossSettings()
     absent = [case for case in cohort.case_ids if case not in volumes]
@@ -210,6 +217,9 @@ def cross_validate(
         cohort, volumes, chosen, Path(folder) if folder else None,
         {"encoder": encoder, "device": device, "workers": workers}, progress,
     )  # fmt: skip
+    devices = devices_of(device, at_once)
+    if len(devices) > 1:
+        trainer.ahead(split, devices)
     models, logits, hazards = trainer.folds(split)
     if chosen.nested:
         nested = nested_logits(split, trainer.between)
@@ -238,13 +248,35 @@ class _Trainer:
     progress: FoldProgress | None
     made: dict[bytes, FoldModel] = field(default_factory=dict)
 
+    def ahead(self, split: Folds, devices: Sequence[str]) -> None:
+        """Train what the folder does not hold yet, a network on each device."""
+        if self.folder is None:
+            raise UsageError("networks that are trained side by side need a folder")
+        jobs = [(split.train(k), *_named(k, split)) for k in range(len(split))]
+        if self.settings.nested:
+            known = {cases.tobytes() for cases, _, _ in jobs}
+
+            def note(cases: NDArray[np.int64], others: NDArray[np.int64]) -> Floats:
+                if cases.tobytes() not in known:
+                    jobs.append((cases, *_nested(cases)))
+                return np.zeros(len(others))
+
+            nested_logits(split, note)
+        train_side_by_side(replace(self, progress=None).train_on, jobs, devices, self.progress)
+
+    def train_on(
+        self, job: tuple[NDArray[np.int64], str, str], device: str, progress: FoldProgress
+    ) -> None:
+        """Train one network on a device, and keep it in the folder."""
+        there = replace(self, options=self.options | {"device": device}, progress=progress)
+        there.trained(*job)
+
     def folds(self, split: Folds) -> tuple[tuple[FoldModel, ...], Floats, Floats | None]:
         """Return the network of each fold, log odds of cases that it did not see, and hazards."""
         logits = np.full((len(split), len(self.cohort)), np.nan)
         models, hazards = [], []
         for k, test in enumerate(split.test):
-            name = f"fold {k + 1} of {len(split)}"
-            model, held = self.trained(split.train(k), f"fold{k + 1}", name)
+            model, held = self.trained(split.train(k), *_named(k, split))
             asked = np.concatenate([test, held])
             said = self.said(model, asked)
             logits[k, asked] = self.event_logits(said)
@@ -260,8 +292,7 @@ class _Trainer:
         """Return what a network that learns from some cases says of others."""
         known = self.made.get(train.tobytes())
         if known is None:
-            key = hashlib.sha256(train.tobytes()).hexdigest()[:12]
-            known, _ = self.trained(train, f"nested-{key}", f"nested network {key[:4]}")
+            known, _ = self.trained(train, *_nested(train))
         return self.event_logits(self.said(known, asked))
 
     def trained(
@@ -333,6 +364,17 @@ class _Trainer:
         if self.settings.training.loss == "survival" and self.cohort.time_days is not None:
             of_what["time_days"] = self.cohort.time_days[cases].tolist()
         return hashlib.sha256(canonical_json(of_what)).hexdigest()
+
+
+def _named(k: int, split: Folds) -> tuple[str, str]:
+    """Return the file and the name of the network of a fold."""
+    return f"fold{k + 1}", f"fold {k + 1} of {len(split)}"
+
+
+def _nested(cases: NDArray[np.int64]) -> tuple[str, str]:
+    """Return the file and the name of a network that leaves two folds out."""
+    key = hashlib.sha256(cases.tobytes()).hexdigest()[:12]
+    return f"nested-{key}", f"nested network {key[:4]}"
 
 
 def _stored(file: Path | None, run: str) -> FoldModel | None:

@@ -75,6 +75,7 @@ def train_study(
     study_digests: Mapping[str, str | None] | None = None,
     encoder: Path | None = None,
     device: str = "auto",
+    at_once: int = 1,
     progress: FoldProgress | None = None,
     stage: Callable[[str], None] | None = None,
     resamples: int = 2000,
@@ -102,7 +103,7 @@ def train_study(
         Sentences about the cases for the report; they name none.
     study_digests : mapping of case id to str or None, optional
         See `medpipe.outcome.leaks.study_digest`.
-    encoder, device, progress
+    encoder, device, at_once, progress
         See `medpipe.outcome.crossval.cross_validate`.
     stage : callable, optional
         Told what is done when no network is trained, such as ``"evaluation"``.
@@ -138,6 +139,7 @@ def train_study(
         pixel_digests=pixel_digests,
         encoder=encoder,
         device=device,
+        at_once=at_once,
         progress=progress,
     )
     tell("evaluation")
