@@ -30,7 +30,11 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "generator_training": ("GeneratorTraining", "train_generator"),
     "training_files": ("TrainingSet", "read_training_set"),
     "autoencoder": ("AutoencoderSettings", "LatentAutoencoder"),
-    "autoencoder_training": ("train_autoencoder",),
+    "autoencoder_training": (
+        "AutoencoderTraining",
+        "measure_autoencoder",
+        "train_autoencoder",
+    ),
     "segmenter": ("Segmenter", "SegmenterModel", "SegmenterSettings", "train_segmenter"),
     "segmenter_measures": ("dice_of_regions", "measure_segmenter"),
     "evaluation": ("evaluate_synthesis",),
@@ -42,7 +46,9 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "pairs": ("PairSettings", "TrainingPair", "load_pair", "load_pairs", "stacked"),
     "split": ("PatientSplit", "read_split", "split_patients", "write_split"),
     "denoiser": ("Denoiser", "DenoiserSettings"),
-    "flow": ("sample_latents", "train_denoiser"),
+    "denoiser_training": ("DenoiserTraining", "denoising_errors", "train_denoiser"),
+    "flow": ("sample_latents",),
+    "moved": ("MovedVolumes",),
     "parallel.patches": ("PatchParallel",),
     "parallel.decode": ("decode_slabs", "halo_decode"),
 }

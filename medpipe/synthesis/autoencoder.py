@@ -38,7 +38,7 @@ class AutoencoderSettings:
     ----------
     image_channels, latent_channels : int
     channels : tuple of int
-        From the full resolution down; each but the first halves the resolution.
+        From the finest resolution down; each but the first halves the resolution.
     residual_blocks : int
         At each resolution.
     groups : int
@@ -47,6 +47,15 @@ class AutoencoderSettings:
         Which resolutions have attention; by default none. Fine ones need much memory.
     middle_attention : bool
         Whether the coarsest resolution has attention between two residual blocks.
+    label_classes : int
+        Classes of a label map, background included, as channels behind those of the image:
+        one-hot in, logits out; 0 for none.
+    patch_voxels : int
+        The voxels of cubes with this edge become channels of the finest resolution. 2 costs
+        an eighth of the memory there, and a fraction of the time.
+    transposed : bool
+        Whether resolutions are doubled by transposed convolutions, which cost an eighth of
+        a convolution after copying each voxel.
     """
 
     image_channels: int = 1
@@ -56,6 +65,9 @@ class AutoencoderSettings:
     groups: int = 16
     attention: tuple[bool, ...] = ()
     middle_attention: bool = False
+    label_classes: int = 0
+    patch_voxels: int = 1
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
@@ -70,11 +82,51 @@ class AutoencoderSettings:
             raise UsageError("attention is wrong", expected="a mark for each of channels")
         if min(self.image_channels, self.latent_channels, self.residual_blocks) < 1:
             raise UsageError("the autoencoder has no channels or blocks", expected="1 or more")
+        if self.label_classes < 0 or self.label_classes == 1 or self.patch_voxels < 1:
+            raise UsageError(
+                "label_classes or patch_voxels is wrong",
+                expected="no label classes, or two or more; patches of 1 voxel or more",
+            )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> AutoencoderSettings:
+        """Return the settings of a preset with changes.
+
+        Raises
+        ------
+        UsageError
+            If there is no such preset.
+        """
+        if name not in PRESETS:
+            raise UsageError("no such preset", expected=" | ".join(PRESETS), got=repr(name)[:40])
+        return cls(**(PRESETS[name] | changes))
+
+    @property
+    def volume_channels(self) -> int:
+        """Channels of what goes in and comes out."""
+        return self.image_channels + self.label_classes
 
     @property
     def stride(self) -> int:
         """Voxels along an axis for one cell of the latent."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch_voxels * 2 ** (len(self.channels) - 1)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # in a few minutes on one thread
+    "small": {
+        "latent_channels": 4, "channels": (16, 48), "groups": 8, "patch_voxels": 2,
+        "transposed": True,
+    },
+    "hippocampus": {
+        "latent_channels": 16, "channels": (16, 48, 96), "groups": 8, "patch_voxels": 2,
+        "transposed": True,
+    },
+    # of the latent diffusion model of the brain (Pinaya et al., arXiv 2209.07162)
+    "brain-ldm": {
+        "latent_channels": 3, "channels": (64, 128, 128, 128), "residual_blocks": 2, "groups": 32,
+    },
+}  # fmt: skip
 
 
 class LatentAutoencoder(nn.Module):
@@ -101,8 +153,8 @@ class LatentAutoencoder(nn.Module):
         self.facts: dict[str, Json] = {}
         self.net = AutoencoderKL(
             spatial_dims=3,
-            in_channels=settings.image_channels,
-            out_channels=settings.image_channels,
+            in_channels=settings.volume_channels * settings.patch_voxels**3,
+            out_channels=settings.volume_channels * settings.patch_voxels**3,
             latent_channels=settings.latent_channels,
             channels=settings.channels,
             num_res_blocks=settings.residual_blocks,
@@ -111,6 +163,7 @@ class LatentAutoencoder(nn.Module):
             with_encoder_nonlocal_attn=settings.middle_attention,
             with_decoder_nonlocal_attn=settings.middle_attention,
             use_flash_attention=True,
+            use_convtranspose=settings.transposed,
         )
         self.shift: Tensor
         self.scale: Tensor
@@ -137,7 +190,8 @@ class LatentAutoencoder(nn.Module):
         Parameters
         ----------
         x : Tensor (B, C, I, J, K)
-            Of any size: what the stride does not divide is continued with its last voxel.
+            Image and, behind it, one-hot labels if there are any. Of any size: what the
+            stride does not divide is continued with its last voxel.
         slabs : int, optional
             Compute the full resolution in so many turns, in less memory; the same result.
             Without gradients.
@@ -154,12 +208,12 @@ class LatentAutoencoder(nn.Module):
         ResourceError
             If the memory of the device does not suffice.
         """
-        _check(x, self.settings.image_channels, "volume")
+        _check(x, self.settings.volume_channels, "volume")
         ends = [(-n) % self.stride for n in reversed(x.shape[2:])]
         pads = [p for end in ends for p in (0, end)]
         padded = functional.pad(x, pads, mode="replicate") if any(pads) else x
         with enough_memory("encode in slabs (or in more of them), or on a larger device"):
-            hidden = self._encoded(padded, slabs)
+            hidden = self._encoded(_folded(padded, self.settings.patch_voxels), slabs)
             mean = self.net.quant_conv_mu(hidden)
             logs = self.net.quant_conv_log_sigma(hidden).clamp(-30.0, 20.0)
         return (mean - _wide(self.shift)) * _wide(self.scale), (logs / 2).exp() * _wide(self.scale)
@@ -169,7 +223,8 @@ class LatentAutoencoder(nn.Module):
             return self.net.encoder(x)
         blocks = list(self.net.encoder.blocks)
         plain = self.settings.residual_blocks + 2  # the first convolution and the halving
-        head = plain if self.stride > 1 and not self.settings.attention[0] else 1
+        halved = len(self.settings.channels) > 1
+        head = plain if halved and not self.settings.attention[0] else 1
         with torch.no_grad():
             x = run_slabs(blocks[:head], x, slabs=slabs, axis=choose_axis(x.shape[2:], None))
             for block in blocks[head:]:
@@ -180,7 +235,7 @@ class LatentAutoencoder(nn.Module):
         self, latent: Tensor, shape: Sequence[int] | None = None, *, slabs: int | None = None,
         **how: Any,
     ) -> Tensor:  # fmt: skip
-        """Return the volume of a latent.
+        """Return the volume of a latent: image and, behind it, logits of labels.
 
         Parameters
         ----------
@@ -214,6 +269,7 @@ class LatentAutoencoder(nn.Module):
                 if slabs is None
                 else decode_slabs(self.decoder, raw, slabs=slabs, **how)
             )
+            out = _unfolded(out, self.settings.patch_voxels)
         for n, length in enumerate(shape or ()):
             out = out.narrow(n + 2, 0, length)
         return out
@@ -291,6 +347,26 @@ class LatentAutoencoder(nn.Module):
             return made
 
         return read_network(source, MODEL, "a latent autoencoder", make)
+
+
+def _folded(x: Tensor, edge: int) -> Tensor:
+    """Return (B, C edge³, I/edge, J/edge, K/edge): the voxels of each cube as channels."""
+    if edge == 1:
+        return x
+    b, c, i, j, k = x.shape
+    cubes = x.reshape(b, c, i // edge, edge, j // edge, edge, k // edge, edge)
+    return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(
+        b, c * edge**3, i // edge, j // edge, k // edge
+    )
+
+
+def _unfolded(x: Tensor, edge: int) -> Tensor:
+    """Return what `_folded` was given."""
+    if edge == 1:
+        return x
+    b, c, i, j, k = x.shape
+    cubes = x.reshape(b, c // edge**3, edge, edge, edge, i, j, k)
+    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, -1, i * edge, j * edge, k * edge)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -11,20 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from medpipe.errors import UsageError
-from medpipe.seeds import derive_seed
+from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples
 from medpipe.synthesis.tokeniser_training import TokeniserModel
 
 __all__ = ["SHIFTS", "CodedVolumes", "encode_moved"]
-
-SHIFTS = ("shift_i_voxels", "shift_j_voxels", "shift_k_voxels")
-"""Names of the conditions that say how far a volume was moved."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +47,7 @@ class CodedVolumes:
 
         The shifts, where there are any, are further columns.
         """
-        wide: dict[str, list[Any]] = {
-            name: [column[subject] for subject in self.subjects] for name, column in columns.items()
-        }
-        return wide | {name: list(moved) for name, moved in self.shifts.items()}
+        return repeated(columns, self.subjects, self.shifts)
 
 
 def encode_moved(
@@ -94,35 +85,14 @@ def encode_moved(
     ResourceError
         If one does not fit in memory.
     """
-    if not len(samples) or copies < 1 or shift_voxels < 0:
-        raise UsageError(
-            "these volumes cannot be encoded",
-            expected="one or more, copies of 1 or more, shift_voxels of 0 or more",
-        )
-    known, moving = model.settings, shift_voxels > 0 and copies > 1
+    known = model.settings
     data = TokeniserSamples(samples, known.image_channels, known.label_classes)
+    volumes = MovedVolumes(data, shift_voxels=shift_voxels, copies=copies, seed=seed)
     where = model.tokeniser.codebook.vectors.device
-    codes, moves = [], []
-    for number in range(len(data)):
-        x = data[number][0].to(where)
-        drawn = np.random.default_rng(derive_seed(seed, "shift", str(number)))
-        for copy in range(copies):
-            move = drawn.integers(-shift_voxels, shift_voxels + 1, 3).tolist() if copy else [0] * 3
-            codes.append(model.tokeniser.encode(_moved(x, move, shift_voxels)[None]))
-            moves.append(move)
-        if progress is not None:
-            progress(number + 1, len(data))
+    codes = []
+    for number, x in enumerate(volumes, 1):
+        codes.append(model.tokeniser.encode(x[None].to(where)))
+        if progress is not None and number % copies == 0:
+            progress(number // copies, len(data))
     i, j, k = x.shape[1:]
-    shifts = {name: [m[axis] for m in moves] for axis, name in enumerate(SHIFTS) if moving}
-    subjects = [number for number in range(len(data)) for _ in range(copies)]
-    return CodedVolumes(torch.cat(codes), subjects, shifts, (i, j, k))
-
-
-def _moved(x: Tensor, move: Sequence[int], most: int) -> Tensor:
-    """Return a volume (C, I, J, K) whose content lies `move` voxels further along each axis."""
-    if not any(move):
-        return x
-    wide = functional.pad(x[None], (most,) * 6, mode="replicate")[0]
-    for axis, (step, length) in enumerate(zip(move, x.shape[1:], strict=True), 1):
-        wide = wide.narrow(axis, most - step, length)
-    return wide
+    return CodedVolumes(torch.cat(codes), volumes.subjects, volumes.shifts, (i, j, k))

@@ -1,4 +1,4 @@
-"""From noise to latents: sampling with a trained denoiser, and its training.
+"""From noise to latents: sampling with a trained denoiser.
 
 The steps are those of MONAI's schedulers. A diffusion is sampled at some of the thousand
 times it was trained at; the scheduler is given the noise levels of those times alone, so that
@@ -9,29 +9,20 @@ mean 0.7 and standard deviation 0.4 end at 0.1 and 0.9.)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
-from monai.transforms.transform import Randomizable
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import Dataset
 
 from medpipe.errors import UsageError
 from medpipe.seeds import derive_seed
-from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
-from medpipe.synthesis.latents import Latents
+from medpipe.synthesis.denoiser import Denoiser
 from medpipe.synthesis.memory import enough_memory
 from medpipe.synthesis.parallel.patches import PatchParallel, WholePart
-from medpipe.train import LoopSettings, train
-from medpipe.train.settings import Tell
 
-__all__ = ["LatentDraws", "SchedulerName", "sample_latents", "train_denoiser"]
+__all__ = ["SchedulerName", "sample_latents"]
 
 SchedulerName = Literal["rflow", "ddim", "ddpm", "pndm"]
 
@@ -238,151 +229,3 @@ class _Guided:
         )  # fmt: skip
         told, untold = both.chunk(2)
         return untold + self.guidance * (told - untold)
-
-
-class LatentDraws(Dataset[Any], Randomizable):
-    """Noisy latents and what a denoiser shall predict from them.
-
-    Each time a latent is used, its own noise, the noise of the diffusion, the time and
-    whether conditions are hidden are drawn on the host, from the seed of the sample alone.
-
-    Parameters
-    ----------
-    latents : Latents
-    objective : {"flow", "velocity", "noise"}
-        See `DenoiserSettings`.
-    hide : float
-        Share of samples whose conditions are all hidden.
-    times : {"uniform", "logit-normal"}
-        How times are drawn: evenly, or more often in the middle (Esser et al., arXiv
-        2403.03206).
-    """
-
-    def __init__(
-        self, latents: Latents, objective: str, *, hide: float = 0.1,
-        times: Literal["uniform", "logit-normal"] = "uniform",
-    ) -> None:  # fmt: skip
-        if not 0.0 <= hide <= 1.0:
-            raise UsageError("hide is wrong", expected="a share, 0 to 1", got=str(hide))
-        if times not in ("uniform", "logit-normal"):
-            raise UsageError("unknown times", expected="uniform or logit-normal", got=str(times))
-        self.latents, self.objective, self.hide, self.times = latents, objective, hide, times
-        self.scheduler: Any = (
-            RFlowScheduler(TIMES) if objective == "flow" else DDPMScheduler(**NOISE_LEVELS)
-        )
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor]:
-        s = self.latents
-        share = float(self.R.uniform())
-        if self.times == "logit-normal":
-            share = 1.0 / (1.0 + math.exp(-float(self.R.standard_normal())))
-        time = torch.tensor([share * TIMES if self.objective == "flow" else int(share * TIMES)])
-        hidden = bool(self.R.uniform() < self.hide)
-        own, noise = (self._normal(s.mean[index]) for _ in range(2))
-        latent = (s.mean[index] + s.sigma[index] * own)[None]
-        noisy = self.scheduler.add_noise(latent, noise[None], time)[0]
-        target = {
-            "flow": lambda: latent - noise,
-            "velocity": lambda: self.scheduler.get_velocity(latent, noise[None], time),
-            "noise": lambda: noise[None],
-        }[self.objective]()[0]
-        present = s.present[index] & (not hidden)
-        inputs = {"latent": noisy, "time": time[0].float(), "values": s.values[index]}
-        return inputs | {"present": present}, target
-
-    def _normal(self, like: Tensor) -> Tensor:
-        return torch.from_numpy(self.R.standard_normal(tuple(like.shape))).to(like)
-
-
-class _Told(nn.Module):
-    """A denoiser that is called with a dict."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the prediction."""
-        return self.denoiser(**inputs)
-
-
-def train_denoiser(
-    latents: Latents,
-    settings: DenoiserSettings,
-    training: LoopSettings,
-    *,
-    validation: Latents | None = None,
-    hide: float = 0.1,
-    times: Literal["uniform", "logit-normal"] = "uniform",
-    device: str | torch.device = "auto",
-    checkpoint: str | Path | None = None,
-    progress: Tell | None = None,
-) -> Denoiser:
-    """Train a denoiser on latents.
-
-    Parameters
-    ----------
-    latents : Latents
-        On the host; see `encode_latents`.
-    settings : DenoiserSettings
-    training : LoopSettings
-        An average of the weights (``ema_decay``) makes better samples.
-    validation : Latents, optional
-        To choose the best weights by; its metric is the mean squared error at times and with
-        noise that are the same at every validation.
-    hide, times
-        See `LatentDraws`.
-    device, checkpoint, progress
-        See `medpipe.train.train`.
-
-    Returns
-    -------
-    Denoiser
-        In evaluation mode, on `device`, with `facts`.
-
-    Raises
-    ------
-    UsageError
-        If the latents do not have the channels and conditions of `settings`.
-    UsageError, StepError, StoreError
-        See `medpipe.train.train`.
-    """
-    for some in (latents, validation or latents):
-        found = (some.mean.shape[1], some.values.shape[1])
-        if found != (settings.latent_channels, settings.conditions):
-            raise UsageError(
-                "the latents are not those of the settings",
-                expected=f"{settings.latent_channels} channels, {settings.conditions} conditions",
-                got=f"{found[0]} and {found[1]}",
-            )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(training.seed)
-        denoiser = Denoiser(settings)
-    how: dict[str, Any] = {"hide": hide, "times": times}
-    with enough_memory("take a smaller batch"):
-        result = train(
-            _Told(denoiser),
-            functional.mse_loss,
-            LatentDraws(latents, settings.objective, **how),
-            training,
-            validation=(
-                None
-                if validation is None
-                else LatentDraws(validation, settings.objective, hide=0.0)
-            ),
-            device=device,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-    denoiser.autoencoder = latents.autoencoder
-    denoiser.facts = {
-        "training": asdict(training),
-        **how,
-        "history": list(result.history),
-        "best": result.best_metric if math.isfinite(result.best_metric) else None,
-        "best_iteration": result.best_iteration,
-    }
-    return denoiser.eval()

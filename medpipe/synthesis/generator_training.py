@@ -1,4 +1,4 @@
-"""Both trainings of a generator, one after the other: the tokeniser, then the prior."""
+"""Both trainings of a generator: what encodes volumes, then what draws codes or latents."""
 
 from __future__ import annotations
 
@@ -6,19 +6,31 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from medpipe.errors import UsageError
-from medpipe.synthesis.coded import SHIFTS, encode_moved
+from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
+from medpipe.synthesis.autoencoder_training import (
+    AutoencoderTraining,
+    measure_autoencoder,
+    train_autoencoder,
+)
+from medpipe.synthesis.coded import encode_moved
+from medpipe.synthesis.conditions import Conditions
+from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
+from medpipe.synthesis.denoiser_training import DenoiserTraining, denoising_errors, train_denoiser
 from medpipe.synthesis.generator import Generator
+from medpipe.synthesis.latents import Latents, encode_latents
+from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.prior import PriorSettings
 from medpipe.synthesis.prior_training import PriorTraining, train_prior
-from medpipe.synthesis.routes import TokenRoute
+from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.tokeniser import TokeniserSettings
-from medpipe.synthesis.tokeniser_training import TokeniserModel, TokeniserTraining, train_tokeniser
+from medpipe.synthesis.tokeniser_samples import TokeniserSamples
+from medpipe.synthesis.tokeniser_training import TokeniserTraining, train_tokeniser
 from medpipe.synthesis.training_files import TrainingSet
 from medpipe.train import Progress
 from medpipe.types import Json
@@ -38,8 +50,17 @@ class GeneratorTraining:
     prior : dict
         Settings of `PriorSettings`; codes, grid and conditions follow from the volumes.
     prior_training : PriorTraining
+    route : {"tokens", "latents"}
+        Whether a tokeniser and a prior are trained, or an autoencoder and a denoiser.
+    autoencoder : AutoencoderSettings
+        Its label classes are set to those of the volumes.
+    autoencoder_training : AutoencoderTraining
+    denoiser : dict
+        Settings of `DenoiserSettings`; latent channels and conditions follow.
+    denoiser_training : DenoiserTraining
     shift_voxels, copies : int
-        See `medpipe.synthesis.coded.encode_moved`; the shifts become conditions.
+        What draws learns from each volume as it is and moved, so often in all; see
+        `medpipe.synthesis.moved.MovedVolumes`. The shifts become conditions.
     validation_share : float
         Of the subjects: the same ones validate both trainings.
     seed : int
@@ -50,6 +71,13 @@ class GeneratorTraining:
     tokeniser_training: TokeniserTraining = field(default_factory=TokeniserTraining)
     prior: dict[str, Any] = field(default_factory=dict)
     prior_training: PriorTraining = field(default_factory=PriorTraining)
+    route: Literal["tokens", "latents"] = "tokens"
+    autoencoder: AutoencoderSettings = field(
+        default_factory=lambda: AutoencoderSettings.preset("small")
+    )
+    autoencoder_training: AutoencoderTraining = field(default_factory=AutoencoderTraining)
+    denoiser: dict[str, Any] = field(default_factory=dict)
+    denoiser_training: DenoiserTraining = field(default_factory=DenoiserTraining)
     shift_voxels: int = 0
     copies: int = 1
     validation_share: float = 0.1
@@ -63,7 +91,26 @@ class GeneratorTraining:
                 "copies of 1 or more",
             )
         # says what is wrong with them before anything is trained
+        if self.route not in ("tokens", "latents"):
+            raise UsageError("unknown route", expected="tokens or latents", got=str(self.route))
         _prior_settings(self.tokeniser.codes, (1, 1, 1), self.prior)
+        _denoiser_settings(1, 0, self.denoiser)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> GeneratorTraining:
+        """Return the settings of a preset with changes.
+
+        "hippocampus": the route of latents for volumes of about 32 x 56 x 40 voxels with two
+        labels and some 150 patients, in half an hour on one thread.
+
+        Raises
+        ------
+        UsageError
+            If there is no such preset.
+        """
+        if name not in PRESETS:
+            raise UsageError("no such preset", expected=" | ".join(PRESETS), got=repr(name)[:40])
+        return cls(**(PRESETS[name]() | changes))
 
 
 def train_generator(
@@ -74,7 +121,7 @@ def train_generator(
     checkpoints: str | Path | None = None,
     progress: Callable[[str, Progress], None] | None = None,
 ) -> Generator:
-    """Train a tokeniser and the prior of its codes.
+    """Train a tokeniser and the prior of its codes, or an autoencoder and a denoiser.
 
     Parameters
     ----------
@@ -85,7 +132,7 @@ def train_generator(
         Folder to continue from, with a checkpoint of each training. On the CPU an interrupted
         run ends with the bits of one that was not.
     progress : callable, optional
-        Told which training ("tokeniser" or "prior") is where.
+        Told which training ("tokeniser", "prior", "autoencoder", "denoiser") is where.
 
     Returns
     -------
@@ -107,54 +154,144 @@ def train_generator(
     folder = None if checkpoints is None else Path(checkpoints)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(samples, training, held_out, device, folder, progress)
+    route, shape, found = (_latents if training.route == "latents" else _tokens)(run)
+    facts: dict[str, Json] = {
+        "subjects": len(set(samples.subjects)),
+        "subjects_held_out": len(held_out),
+        "volumes": len(samples.volumes),
+        **found,
+        "shift_voxels": training.shift_voxels,
+        "copies": training.copies,
+        "seed": training.seed,
+    }
+    affine = np.array(samples.volumes.affine, np.float64)
+    return Generator(route, affine, shape, facts)
 
-    def tell(stage: str) -> Callable[[Progress], None] | None:
-        return None if progress is None else lambda at: progress(stage, at)
 
-    tokeniser = _tokeniser(samples, training, held_out, device, folder, tell("tokeniser"))
-    coded = encode_moved(
-        tokeniser, samples.volumes, shift_voxels=training.shift_voxels, copies=training.copies,
-        seed=training.seed,
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What both trainings of a route are given."""
+
+    samples: TrainingSet
+    training: GeneratorTraining
+    held_out: set[int]
+    device: str | torch.device
+    folder: Path | None
+    progress: Callable[[str, Progress], None] | None
+
+    def stage(self, name: str) -> dict[str, Any]:
+        """Return the arguments of a training that say where it runs and who is told."""
+        tell, folder = self.progress, self.folder
+        return {
+            "device": self.device,
+            "checkpoint": None if folder is None else folder / f"{name}.pt",
+            "progress": None if tell is None else lambda at: tell(name, at),
+        }
+
+    @property
+    def moving(self) -> dict[str, Any]:
+        """How volumes are moved for what draws."""
+        own = self.training
+        return {"shift_voxels": own.shift_voxels, "copies": own.copies, "seed": own.seed}
+
+    def sides(self) -> tuple[_Some, _Some]:
+        """Return the volumes that train and those that validate."""
+        whose = list(enumerate(self.samples.subjects))
+        first, second = ([n for n, s in whose if (s in self.held_out) == t] for t in (False, True))
+        return _Some(self.samples.volumes, first), _Some(self.samples.volumes, second)
+
+
+_Shape = tuple[int, int, int]
+
+
+def _tokens(run: _Run) -> tuple[TokenRoute, _Shape, dict[str, Json]]:
+    """Train tokeniser and prior."""
+    samples, training = run.samples, run.training
+    own = replace(training.tokeniser, label_classes=samples.label_classes)
+    trains, validates = run.sides()
+    tokeniser = train_tokeniser(
+        trains, own, training.tokeniser_training,
+        validation=validates if len(validates) else None, **run.stage("tokeniser"),
     )  # fmt: skip
+    coded = encode_moved(tokeniser, samples.volumes, **run.moving)
     kinds: Any = {**samples.kinds, **dict.fromkeys(coded.shifts, "augmentation")}
     grid = tuple(coded.codes.shape[1:])
     settings = _prior_settings(tokeniser.settings.codes, grid, training.prior)
     prior = train_prior(
         coded.codes, coded.table(samples.table), kinds, settings, training.prior_training,
-        units=dict.fromkeys(SHIFTS, "voxels") | _units(samples.kinds),
-        subjects=[samples.subjects[n] for n in coded.subjects], validation=sorted(held_out),
-        tokeniser=tokeniser.digest, device=device, progress=tell("prior"),
-        checkpoint=None if folder is None else folder / "prior.pt",
+        units=_units(samples.kinds), subjects=[samples.subjects[n] for n in coded.subjects],
+        validation=sorted(run.held_out), tokeniser=tokeniser.digest, **run.stage("prior"),
     )  # fmt: skip
-    facts: dict[str, Json] = {
-        "subjects": len(set(samples.subjects)),
-        "subjects_held_out": len(held_out),
-        "volumes": len(samples.volumes),
-        # 0: the tokeniser has collapsed, codes say where they are and nothing of the volume
-        "tokens_that_vary": int((coded.codes != coded.codes[:1]).any(0).sum()),
-        "shift_voxels": training.shift_voxels,
-        "copies": training.copies,
-        "seed": training.seed,
+    # 0: the tokeniser has collapsed, codes say where they are and nothing of the volume
+    varying = int((coded.codes != coded.codes[:1]).any(0).sum())
+    return TokenRoute(tokeniser, prior), coded.shape, {"tokens_that_vary": varying}
+
+
+def _latents(run: _Run) -> tuple[LatentRoute, _Shape, dict[str, Json]]:
+    """Train autoencoder and denoiser."""
+    samples, training = run.samples, run.training
+    coder = _autoencoder(run)
+    how = (coder.settings.image_channels, samples.label_classes)
+    moved = MovedVolumes(TokeniserSamples(samples.volumes, *how), **run.moving)
+    table = repeated(samples.table, moved.subjects, moved.shifts)
+    kinds: Any = {**samples.kinds, **dict.fromkeys(moved.shifts, "augmentation")}
+    conditions = Conditions.fit(
+        {name: table[name] for name in kinds}, kinds, units=_units(samples.kinds)
+    )
+    rows = [{name: table[name][n] for name in kinds} for n in range(len(moved))]
+    latents = encode_latents(coder, moved, *conditions.encode(rows)).to("cpu")
+    held = [samples.subjects[n] in run.held_out for n in moved.subjects]
+    plain = [not any(move) for move in moved.moves]
+    trained = [n for n, out in enumerate(held) if not out]
+    validates = [n for n, (out, still) in enumerate(zip(held, plain, strict=True)) if out and still]
+    validation = latents.part(validates) if validates else None
+    own = training.denoiser_training
+    denoiser = train_denoiser(
+        latents.part(trained),
+        _denoiser_settings(latents.mean.shape[1], conditions.columns, training.denoiser),
+        own.loop(), validation=validation, hide=own.hide, hide_each=own.hide_each,
+        times=own.times, validation_draws=own.validation_draws, conditions=conditions,
+        **run.stage("denoiser"),
+    )  # fmt: skip
+    sides = {"trained": latents.part([n for n in trained if plain[n]]), "held_out": validation}
+    denoiser.facts |= {name: _error_facts(denoiser, side) for name, side in sides.items()}
+    _, i, j, k = moved[0].shape
+    spread = latents.mean[plain].std(0).mean() if sum(plain) > 1 else torch.zeros(())
+    found: dict[str, Json] = {"spread_of_latents": float(spread)}
+    return LatentRoute(coder, denoiser, conditions), (i, j, k), found
+
+
+def _autoencoder(run: _Run) -> LatentAutoencoder:
+    """Return the autoencoder, trained with those that are not held out."""
+    own = run.training.autoencoder_training
+    settings = replace(run.training.autoencoder, label_classes=run.samples.label_classes)
+    how = (settings.image_channels, settings.label_classes)
+    trains, validates = run.sides()
+    validation = TokeniserSamples(validates, *how) if len(validates) else None
+    coder = train_autoencoder(
+        TokeniserSamples(trains, *how, shift=own.shift_voxels, gain=own.gain), settings,
+        own.loop(), validation=validation, **own.losses(), **run.stage("autoencoder"),
+    )  # fmt: skip
+    if validation is not None:
+        coder.facts["validation"] = measure_autoencoder(coder, validation)
+    return coder
+
+
+def _error_facts(denoiser: Denoiser, latents: Latents | None) -> Json:
+    """Return mean and standard error of what `denoising_errors` finds, and of the gain."""
+    if latents is None:
+        return None
+    told, untold = denoising_errors(denoiser, latents)
+    n = len(told)
+    figures = {"conditional": told, "unconditional": untold, "gain": untold - told}
+    return {"n": n} | {
+        name: {
+            "mean": float(each.mean()),
+            "standard_error": float(each.std()) / math.sqrt(n) if n > 1 else None,
+        }
+        for name, each in figures.items()
     }
-    shape = coded.shape
-    affine = np.array(samples.volumes.affine, np.float64)
-    return Generator(TokenRoute(tokeniser, prior), affine, shape, facts)
-
-
-def _tokeniser(
-    samples: TrainingSet, training: GeneratorTraining, held_out: set[int],
-    device: str | torch.device, folder: Path | None,
-    tell: Callable[[Progress], None] | None,
-) -> TokeniserModel:  # fmt: skip
-    """Return the tokeniser, trained with those that are not held out."""
-    settings = replace(training.tokeniser, label_classes=samples.label_classes)
-    sides = [[n for n, s in enumerate(samples.subjects) if (s in held_out) == t] for t in (0, 1)]
-    trains, validates = (_Some(samples.volumes, side) for side in sides)
-    return train_tokeniser(
-        trains, settings, training.tokeniser_training,
-        validation=validates if len(validates) else None, device=device, progress=tell,
-        checkpoint=None if folder is None else folder / "tokeniser.pt",
-    )  # fmt: skip
 
 
 class _Some(Sequence[Any]):
@@ -175,6 +312,11 @@ def _prior_settings(codes: int, grid: tuple[int, ...], how: dict[str, Any]) -> P
     return PriorSettings(**(known | how))
 
 
+def _denoiser_settings(channels: int, conditions: int, how: dict[str, Any]) -> DenoiserSettings:
+    known: dict[str, Any] = {"latent_channels": channels, "conditions": conditions}
+    return DenoiserSettings(**(known | how))
+
+
 def _held_out(subjects: list[int], training: GeneratorTraining) -> set[int]:
     """Return the subjects that validate."""
     known = sorted(set(subjects))
@@ -192,4 +334,29 @@ def _held_out(subjects: list[int], training: GeneratorTraining) -> set[int]:
 def _units(kinds: dict[str, Any]) -> dict[str, str]:
     """Return the units that names of conditions end with: ``age_years``, ``ventricles_ml``."""
     ends = [(name, name.rpartition("_")[2]) for name, kind in kinds.items() if kind == "continuous"]
-    return {name: end for name, end in ends if end in ("years", "ml", "mm3", "mm", "kg", "cm")}
+    known = {name: end for name, end in ends if end in ("years", "ml", "mm3", "mm", "kg", "cm")}
+    return dict.fromkeys(SHIFTS, "voxels") | known
+
+
+def _hippocampus() -> dict[str, Any]:
+    return {
+        "route": "latents",
+        "autoencoder": AutoencoderSettings.preset("hippocampus"),
+        "autoencoder_training": AutoencoderTraining(
+            iterations=2000, batch_size=2, learning_rate=2.5e-3, validate_every=200
+        ),
+        "denoiser": HIPPOCAMPUS_DENOISER,
+        "denoiser_training": DenoiserTraining(
+            iterations=3000, batch_size=8, learning_rate=1e-3, warmup=50, validate_every=100,
+            hide=0.15,
+        ),
+        "shift_voxels": 1,
+        "copies": 3,
+    }  # fmt: skip
+
+
+HIPPOCAMPUS_DENOISER: dict[str, Any] = {
+    "channels": (64, 128), "attention": (False, True), "conditioning": "embedding",
+    "condition_width": 32,
+}  # fmt: skip
+PRESETS: dict[str, Callable[[], dict[str, Any]]] = {"hippocampus": _hippocampus}

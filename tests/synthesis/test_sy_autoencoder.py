@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,13 @@ from torch.utils.data import Dataset
 
 from medpipe.errors import InputError, ResourceError, UsageError
 from medpipe.models import pack_weights
-from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
-from medpipe.synthesis.autoencoder_training import _divergence, train_autoencoder
+from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder, _folded, _unfolded
+from medpipe.synthesis.autoencoder_training import (
+    AutoencoderTraining,
+    _divergence,
+    measure_autoencoder,
+    train_autoencoder,
+)
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.train import LoopSettings
 
@@ -93,6 +100,29 @@ def test_the_divergence_is_that_of_torch():
     assert _divergence(mean, sigma) == pytest.approx(float(truth), rel=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("transposed", [False, True])
+def test_patches_and_labels_of_a_volume_of_any_size(transposed):
+    settings = AutoencoderSettings(
+        channels=(8, 16), groups=4, latent_channels=2, label_classes=3, patch_voxels=2,
+        transposed=transposed,
+    )  # fmt: skip
+    model = made(settings)
+    assert model.stride == 4
+    x = torch.rand(1, 4, 9, 12, 7)
+    mean, _ = model.encode(x)
+    assert mean.shape == (1, 2, 3, 3, 2)
+    whole = model.decode(mean, (9, 12, 7))
+    assert whole.shape == x.shape
+    # each cube of 2 x 2 x 2 voxels is eight channels at one place, and comes back to it
+    folded = _folded(x[..., :8, :, :6], 2)
+    assert torch.equal(folded[0, 8 + 4 + 1, 1, 2, 0], x[0, 1, 3, 4, 1])
+    assert torch.equal(_unfolded(folded, 2), x[..., :8, :, :6])
+    for slabs in (2, 3):
+        assert torch.allclose(model.encode(x, slabs=slabs)[0], mean, atol=1e-5)
+        assert torch.allclose(model.decode(mean, (9, 12, 7), slabs=slabs), whole, atol=1e-5)
+
+
 class Boxes(Dataset, Randomizable):
     """A box of a random brightness and size."""
 
@@ -124,12 +154,42 @@ def test_training_reconstructs_and_measures_the_scale():
             return float((net.decode(net.encode(x)[0], (8, 8, 8)) - x).abs().mean())
 
     assert error(model) < 0.25 * error(before)
-    assert model.facts["metric"] == "mean absolute error"
+    assert model.facts["metric"] == "held-out reconstruction"
     assert model.facts["best"] == pytest.approx(error(model), rel=0.5)
     with torch.no_grad():
         mean, sigma = model.encode(x)
     total = (mean**2 + sigma**2).mean((0, 2, 3, 4))
     assert torch.allclose(total, torch.ones(2), atol=0.2)
+
+
+def test_labels_are_learned_with_the_image_and_measured():
+    def pair(n):
+        inside = torch.zeros(8, 8, 8, dtype=torch.long)
+        inside[1 : 3 + n % 4, 2:7, 1:6] = 1
+        x = torch.cat([0.3 + 0.6 * inside[None], torch.stack([1 - inside, inside])])
+        return x.float()
+
+    data = [pair(n) for n in range(8)]
+    settings = replace(TINY, label_classes=2)
+    how = LoopSettings(iterations=100, batch_size=4, learning_rate=1e-2, validate_every=100)
+    model = train_autoencoder(
+        data, settings, how, validation=data, device="cpu", kl_weight=1e-4, label_weight=1.0
+    )
+    found = measure_autoencoder(model, data)
+    with torch.no_grad():
+        x = torch.stack(data)
+        y = model.decode(model.encode(x)[0], (8, 8, 8))
+    a, b = y[:, 1:].argmax(1) == 1, x[:, 2] == 1
+    dice = 2 * (a & b).sum((1, 2, 3)) / (a.sum((1, 2, 3)) + b.sum((1, 2, 3)))
+    assert found["dice"][0]["value"] == pytest.approx(float(dice.mean()), abs=1e-4)
+    assert found["dice"][0]["n"] == 8
+    assert float(dice.mean()) > 0.8
+    errors = (y[:, 0] - x[:, 0]).square().mean((1, 2, 3))
+    assert found["psnr_db"]["value"] == pytest.approx(float(-10 * errors.log10().mean()), abs=1e-3)
+    wanted = (y[:, 0] - x[:, 0]).abs().mean() + torch.nn.functional.cross_entropy(
+        y[:, 1:], x[:, 1:].argmax(1)
+    )
+    assert model.facts["best"] == pytest.approx(float(wanted), rel=1e-3)
 
 
 def test_a_killed_training_ends_with_the_bits_of_a_whole_one(tmp_path):
@@ -203,9 +263,17 @@ def test_what_is_wrong_is_said_in_one_line(monkeypatch):
         ({"channels": (8, 10), "groups": 4}, "multiples of groups"),
         ({"attention": (True,)}, "a mark for each"),
         ({"residual_blocks": 0}, "1 or more"),
+        ({"label_classes": 1}, "two or more"),
+        ({"patch_voxels": 0}, "1 voxel or more"),
     ):
         with pytest.raises(UsageError, match=text):
             AutoencoderSettings(**bad)
+    with pytest.raises(UsageError, match=r"expected small \| hippocampus \| brain-ldm, got 'x'"):
+        AutoencoderSettings.preset("x")
+    assert AutoencoderSettings.preset("hippocampus").stride == 8
+    for wrong in ({"pixel": "l3"}, {"kl_weight": -1}, {"gain": 1.0}, {"iterations": 0}):
+        with pytest.raises(UsageError):
+            AutoencoderTraining(**wrong)
 
     def full(*_):
         raise torch.OutOfMemoryError("address 0x1 of patient")

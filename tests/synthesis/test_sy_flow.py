@@ -12,13 +12,9 @@ from medpipe.seeds import derive_seed
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 from medpipe.synthesis.flow import (
     NOISE_LEVELS,
-    LatentDraws,
     _DiffusionSteps,
     sample_latents,
-    train_denoiser,
 )
-from medpipe.synthesis.latents import Latents
-from medpipe.train import LoopSettings
 
 MEAN, SD = 0.7, 0.4
 LEVELS = DDPMScheduler(**NOISE_LEVELS).alphas_cumprod.double()
@@ -160,108 +156,6 @@ def test_guidance_exaggerates_what_the_condition_changes():
         assert torch.allclose(made, untold + guidance * (told - untold), atol=1e-4)
 
 
-def draws(objective, **how):
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(1, 2, 8, 8, 8, generator=generator)
-    latents = Latents(mean, torch.full_like(mean, 0.5), torch.ones(1, 1), torch.ones(1, 1) > 0)
-    return LatentDraws(latents, objective, **how), mean[0]
-
-
-@pytest.mark.parametrize("objective", ["flow", "velocity", "noise"])
-def test_a_draw_is_a_mixture_and_its_target_undoes_it(objective):
-    data, mean = draws(objective)
-    own = []
-    for seed in range(20):
-        data.set_random_state(seed=seed)
-        inputs, target = data[0]
-        time, x = inputs["time"], inputs["latent"]
-        if objective == "flow":
-            clean = x + time / 1000 * target
-        else:
-            a, b = LEVELS[int(time)].sqrt().float(), (1 - LEVELS[int(time)]).sqrt().float()
-            clean = (x - b * target) / a if objective == "noise" else a * x - b * target
-        own.append((clean - mean).std())
-    # what is left is the latent's own noise, drawn anew
-    assert torch.stack(own).mean() == pytest.approx(0.5, abs=0.02)
-    data.set_random_state(seed=19)
-    again = data[0]
-    assert torch.equal(again[0]["latent"], x)
-    assert torch.equal(again[1], target)
-
-
-def test_conditions_are_hidden_as_often_as_was_asked():
-    data, _ = draws("flow", hide=0.3, times="logit-normal")
-    data.set_random_state(seed=0)
-    seen = [data[0][0] for _ in range(400)]
-    hidden = sum(not bool(s["present"]) for s in seen) / 400
-    assert hidden == pytest.approx(0.3, abs=4 * (0.21 / 400) ** 0.5)
-    times = torch.stack([s["time"] for s in seen]) / 1000
-    logits = torch.logit(times)
-    assert float(logits.mean()) == pytest.approx(0, abs=0.2)
-    assert float(logits.std()) == pytest.approx(1, abs=0.15)
-
-
-def population(n, seed):
-    """Latents whose mean is the condition: 0.8 times it, with a spread of 0.3."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(n, 1, generator=generator) * 2 - 1
-    mean = 0.8 * values[:, :, None, None, None] + 0.3 * torch.randn(
-        n, 1, 2, 2, 2, generator=generator
-    )
-    return Latents(mean, torch.full_like(mean, 0.01), values, torch.ones_like(values) > 0, "abc")
-
-
-TRAINING = LoopSettings(
-    iterations=150, batch_size=24, learning_rate=1e-2, ema_decay=0.97, validate_every=75,
-    weight_decay=0.0,
-)  # fmt: skip
-
-
-def tiny():
-    return DenoiserSettings(
-        latent_channels=1, channels=(16,), attention=(False,), groups=4, head_channels=8,
-        conditions=1, conditioning="embedding", condition_width=16,
-    )  # fmt: skip
-
-
-def test_training_learns_a_population_and_what_it_is_told():
-    denoiser = train_denoiser(
-        population(256, 0), tiny(), TRAINING, validation=population(48, 1), device="cpu"
-    )
-    assert denoiser.autoencoder == "abc"
-    rows = denoiser.facts["history"]
-    assert rows[-1]["metric"] < rows[0]["metric"] * 1.05
-    values = torch.linspace(-0.9, 0.9, 60)[:, None]
-    x = sample_latents(denoiser, (2, 2, 2), values, seeds=range(60), steps=15)
-    means = x.mean((1, 2, 3, 4))
-    slope = float((means * values[:, 0]).sum() / (values**2).sum())
-    assert slope == pytest.approx(0.8, abs=0.12)
-    rest = (x - 0.8 * values[:, :, None, None, None]).std()
-    assert float(rest) == pytest.approx(0.3, abs=0.1)
-
-
-def test_a_killed_training_ends_with_the_bits_of_a_whole_one(tmp_path):
-    how = LoopSettings(iterations=8, batch_size=4, checkpoint_every=3, validate_every=4)
-
-    class StopError(Exception):
-        pass
-
-    def stop(at):
-        if at.iteration == 5:
-            raise StopError
-
-    data = population(16, 0)
-    whole = train_denoiser(data, tiny(), how, validation=data, device="cpu")
-    file = tmp_path / "run.pt"
-    with pytest.raises(StopError):
-        train_denoiser(
-            data, tiny(), how, validation=data, device="cpu", checkpoint=file, progress=stop
-        )
-    again = train_denoiser(data, tiny(), how, validation=data, device="cpu", checkpoint=file)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-
-
 def test_what_does_not_fit_is_said_in_one_line():
     flow, noise = Denoiser(settings()), Denoiser(settings(objective="noise"))
     wrong = [
@@ -278,9 +172,3 @@ def test_what_does_not_fit_is_said_in_one_line():
             sample_latents(denoiser, (4, 4, 4), **({"seeds": [1]} | how))
     with pytest.raises(UsageError, match="three extents"):
         sample_latents(flow, (4, 4), seeds=[1])
-    with pytest.raises(UsageError, match="expected 2 channels, 0 conditions, got 1 and 1"):
-        train_denoiser(population(4, 0), settings(), TRAINING, device="cpu")
-    with pytest.raises(UsageError, match="hide"):
-        draws("flow", hide=1.5)
-    with pytest.raises(UsageError, match="unknown times"):
-        draws("flow", times="cubic")

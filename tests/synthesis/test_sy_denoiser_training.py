@@ -1,0 +1,201 @@
+"""Training of a denoiser: draws undone by hand, a population in closed form, the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from monai.networks.schedulers import DDPMScheduler
+
+from medpipe.errors import UsageError
+from medpipe.synthesis.conditions import Conditions
+from medpipe.synthesis.denoiser import DenoiserSettings
+from medpipe.synthesis.denoiser_training import (
+    DenoiserTraining,
+    LatentDraws,
+    denoising_errors,
+    train_denoiser,
+)
+from medpipe.synthesis.flow import NOISE_LEVELS, sample_latents
+from medpipe.synthesis.latents import Latents
+from medpipe.train import LoopSettings
+
+LEVELS = DDPMScheduler(**NOISE_LEVELS).alphas_cumprod.double()
+
+
+def draws(objective, **how):
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(1, 2, 8, 8, 8, generator=generator)
+    latents = Latents(mean, torch.full_like(mean, 0.5), torch.ones(1, 1), torch.ones(1, 1) > 0)
+    return LatentDraws(latents, objective, **how), mean[0]
+
+
+@pytest.mark.parametrize("objective", ["flow", "velocity", "noise"])
+def test_a_draw_is_a_mixture_and_its_target_undoes_it(objective):
+    data, mean = draws(objective)
+    own = []
+    for seed in range(20):
+        data.set_random_state(seed=seed)
+        inputs, target = data[0]
+        time, x = inputs["time"], inputs["latent"]
+        if objective == "flow":
+            clean = x + time / 1000 * target
+        else:
+            a, b = LEVELS[int(time)].sqrt().float(), (1 - LEVELS[int(time)]).sqrt().float()
+            clean = (x - b * target) / a if objective == "noise" else a * x - b * target
+        own.append((clean - mean).std())
+    # what is left is the latent's own noise, drawn anew
+    assert torch.stack(own).mean() == pytest.approx(0.5, abs=0.02)
+    data.set_random_state(seed=19)
+    again = data[0]
+    assert torch.equal(again[0]["latent"], x)
+    assert torch.equal(again[1], target)
+
+
+def test_conditions_are_hidden_as_often_as_was_asked():
+    data, _ = draws("flow", hide=0.3, times="logit-normal")
+    data.set_random_state(seed=0)
+    seen = [data[0][0] for _ in range(400)]
+    hidden = sum(not bool(s["present"]) for s in seen) / 400
+    assert hidden == pytest.approx(0.3, abs=4 * (0.21 / 400) ** 0.5)
+    times = torch.stack([s["time"] for s in seen]) / 1000
+    logits = torch.logit(times)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.2)
+    assert float(logits.std()) == pytest.approx(1, abs=0.15)
+
+
+def population(n, seed):
+    """Latents whose mean is the condition: 0.8 times it, with a spread of 0.3."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(n, 1, generator=generator) * 2 - 1
+    mean = 0.8 * values[:, :, None, None, None] + 0.3 * torch.randn(
+        n, 1, 2, 2, 2, generator=generator
+    )
+    return Latents(mean, torch.full_like(mean, 0.01), values, torch.ones_like(values) > 0, "abc")
+
+
+TRAINING = LoopSettings(
+    iterations=150, batch_size=24, learning_rate=1e-2, ema_decay=0.97, validate_every=75,
+    weight_decay=0.0,
+)  # fmt: skip
+
+
+def tiny():
+    return DenoiserSettings(
+        latent_channels=1, channels=(16,), attention=(False,), groups=4, head_channels=8,
+        conditions=1, conditioning="embedding", condition_width=16,
+    )  # fmt: skip
+
+
+def test_training_learns_a_population_and_what_it_is_told():
+    denoiser = train_denoiser(
+        population(256, 0), tiny(), TRAINING, validation=population(48, 1), device="cpu"
+    )
+    assert denoiser.autoencoder == "abc"
+    rows = denoiser.facts["history"]
+    assert rows[-1]["metric"] < rows[0]["metric"] * 1.05
+    values = torch.linspace(-0.9, 0.9, 60)[:, None]
+    x = sample_latents(denoiser, (2, 2, 2), values, seeds=range(60), steps=15)
+    means = x.mean((1, 2, 3, 4))
+    slope = float((means * values[:, 0]).sum() / (values**2).sum())
+    assert slope == pytest.approx(0.8, abs=0.12)
+    rest = (x - 0.8 * values[:, :, None, None, None]).std()
+    assert float(rest) == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_killed_training_ends_with_the_bits_of_a_whole_one(tmp_path):
+    how = LoopSettings(iterations=8, batch_size=4, checkpoint_every=3, validate_every=4)
+
+    class StopError(Exception):
+        pass
+
+    def stop(at):
+        if at.iteration == 5:
+            raise StopError
+
+    data = population(16, 0)
+    whole = train_denoiser(data, tiny(), how, validation=data, device="cpu")
+    file = tmp_path / "run.pt"
+    with pytest.raises(StopError):
+        train_denoiser(
+            data, tiny(), how, validation=data, device="cpu", checkpoint=file, progress=stop
+        )
+    again = train_denoiser(data, tiny(), how, validation=data, device="cpu", checkpoint=file)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_each_condition_is_hidden_alone_but_no_augmentation():
+    told = Conditions.fit(
+        {"age": [1, 2, 3], "kind": ["a", "b", "c"], "shift": [0, 1, -1]},
+        {"age": "continuous", "kind": "category", "shift": "augmentation"},
+    )
+    mean = torch.zeros(1, 1, 2, 2, 2)
+    latents = Latents(mean, mean + 1, torch.zeros(1, 5), torch.ones(1, 5) > 0)
+    data = LatentDraws(latents, "flow", hide=0.0, hide_each=0.4, conditions=told)
+    data.set_random_state(seed=0)
+    seen = torch.stack([data[0][0]["present"] for _ in range(400)])
+    assert bool(seen[:, 4].all())
+    assert torch.equal(seen[:, 1], seen[:, 2])
+    assert torch.equal(seen[:, 1], seen[:, 3])
+    shares = 1 - seen[:, [0, 1]].float().mean(0)
+    assert shares == pytest.approx(torch.tensor([0.4, 0.4]), abs=4 * (0.24 / 400) ** 0.5)
+    assert float((~seen[:, 0] & ~seen[:, 1]).float().mean()) == pytest.approx(0.16, abs=0.08)
+
+
+def test_what_validates_is_always_the_same_and_spread_over_all_times():
+    data = LatentDraws(population(3, 0), "flow", hide=0.0, draws=5)
+    assert len(data) == 15
+    times = torch.stack([data[n][0]["time"] for n in range(15)])
+    assert torch.equal((times / 200).long(), torch.arange(5).repeat(3))
+    constant = replace(
+        TRAINING, iterations=4, validate_every=1, ema_decay=None, learning_rate=1e-12
+    )
+    how = {"validation": population(8, 1), "validation_draws": 4, "device": "cpu"}
+    rows = train_denoiser(population(16, 0), tiny(), constant, **how).facts["history"]
+    assert len({round(row["metric"], 6) for row in rows}) == 1
+    assert len({round(row["loss"], 6) for row in rows}) == 4  # what trains is drawn anew
+
+
+def test_the_error_of_a_denoiser_is_that_of_the_closed_form():
+    """One that always says 0 errs by the variance of latent and noise; conditions do not help."""
+    denoiser = train_denoiser(
+        population(8, 0), tiny(), replace(TRAINING, iterations=1, validate_every=1), device="cpu"
+    )
+    with torch.no_grad():
+        for value in denoiser.parameters():
+            value.zero_()
+    data = population(400, 2)
+    told, untold = denoising_errors(denoiser, data, draws=2)
+    assert torch.equal(told, untold)
+    truth = (data.mean.square() + 0.01**2).mean((1, 2, 3, 4)) + 1
+    assert float((told - truth).mean()) == pytest.approx(
+        0, abs=4 * float((told - truth).std()) / 20
+    )
+    again = denoising_errors(denoiser, data, draws=2)[0]
+    assert torch.equal(told, again)
+
+
+def test_a_checkpoint_of_other_latents_is_refused(tmp_path):
+    how = LoopSettings(iterations=2, batch_size=4)
+    one, two = population(8, 0), population(8, 1)
+    file = tmp_path / "run.pt"
+    train_denoiser(one, tiny(), how, device="cpu", checkpoint=file)
+    with pytest.raises(UsageError, match=r"other settings.*got latents"):
+        train_denoiser(two, tiny(), how, device="cpu", checkpoint=file)
+    with pytest.raises(UsageError, match=r"other settings.*got hide"):
+        train_denoiser(one, tiny(), how, hide=0.3, device="cpu", checkpoint=file)
+
+
+def test_what_does_not_fit_is_said_in_one_line():
+    wide = replace(tiny(), latent_channels=2, conditions=0)
+    with pytest.raises(UsageError, match="expected 2 channels, 0 conditions, got 1 and 1"):
+        train_denoiser(population(4, 0), wide, TRAINING, device="cpu")
+    with pytest.raises(UsageError, match="hide"):
+        draws("flow", hide=1.5)
+    with pytest.raises(UsageError, match="unknown times"):
+        draws("flow", times="cubic")
+    for bad in ({"hide": 1.0}, {"validation_draws": 0}, {"times": "cubic"}, {"iterations": 0}):
+        with pytest.raises(UsageError):
+            DenoiserTraining(**bad)
