@@ -14,13 +14,13 @@ from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import ndimage
 
 from medpipe.phantoms.brain_population_labels import BRAIN, BrainRegion, LabelHead
 from medpipe.phantoms.diffeomorphism import NodeGrid, Velocity
 from medpipe.phantoms.shapes import Array, F
 
-__all__ = ["GRID", "Ageing"]
+__all__ = ["GRID", "MOST_GROWTH", "Ageing"]
 
 GRID = NodeGrid((-104.0, -120.0, -108.0), 4.0, (53, 61, 55))
 """The lattice on which heads are deformed: the brain and some centimetres around it."""
@@ -35,6 +35,10 @@ _LONGEST = 12.0
 """Most time a velocity is followed; its highest speed is 1 mm."""
 _SAMPLE = 2000
 """Points of a region that stand for it."""
+MOST_GROWTH = 2.5
+"""Ventricles that are wider than so many times their own stretch the middle of them."""
+_SLOPE, _CLOSE, _TRIES = 0.1, 1e-3, 8
+"""First guess of the logarithm of growth per time; how near to the wanted one is enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +86,13 @@ class Ageing:
             ``brain_ml`` and ``ventricles_ml`` after `shape`, as they follow from the
             Jacobian. Not what was wanted where the head cannot be deformed that far.
         """
-        tissue, fluid = self._sample(BRAIN), self._sample((BrainRegion.LATERAL_VENTRICLE,))
-        volumes = self.head.volumes_ml()
-        own_ml = volumes["lateral_ventricle"]
-        brain_ml = sum(volumes[region.name.lower()] for region in BRAIN)
+        tissue, fluid = self._tissue, self._fluid
+        own_ml, brain_ml = self._own_ml
         moved = shape.follow(fluid, [1.0])[0].mean() if shape is not None else 1.0
         swollen = shape.follow(tissue, [1.0])[0].mean() if shape is not None else 1.0
 
         def velocity(shrink: float, widen: float) -> Velocity:
-            return Velocity(F(shrink) * self.loss.field + F(widen) * self.ventricles.field, GRID)
+            return self.loss.plus(self.ventricles, shrink, widen)
 
         def grown(points: NDArray[np.float64], shrink: float, widen: float) -> float:
             step = 1.0 / max(3.0, abs(shrink) + abs(widen))  # about 1 mm, a quarter of a cell
@@ -99,13 +101,40 @@ class Ageing:
         wanted = ventricles_ml / (own_ml * moved)
         shrink = widen = 0.0
         for _ in range(2):  # widening presses on the brain: the second round allows for it
-            shrink = _met(partial(grown, tissue, widen=widen), brain, falling=True)
-            widen = _met(partial(grown, fluid, shrink), wanted, falling=False)
+            shrink = _met(partial(grown, tissue, widen=widen), brain, shrink, falling=True)
+            widen = _met(partial(grown, fluid, shrink), wanted, widen, falling=False)
         reached = {
             "brain_ml": grown(tissue, shrink, widen) * brain_ml * swollen,
             "ventricles_ml": grown(fluid, shrink, widen) * own_ml * moved,
         }
         return velocity(shrink, widen), reached
+
+    @cached_property
+    def reach_ml(self) -> tuple[float, float]:
+        """Least and most volume of the ventricles that the head is deformed to.
+
+        What the widening alone does in its longest time, less a tenth at both ends for what
+        a loss of brain and a random shape do as well; most is `MOST_GROWTH` times its own.
+        """
+        own_ml, _ = self._own_ml
+        step = 1.0
+        least = float(self.ventricles.follow(self._fluid, [-_LONGEST], step=step)[0].mean())
+        most = float(self.ventricles.follow(self._fluid, [_LONGEST], step=step)[0].mean())
+        return 1.1 * least * own_ml, min(0.9 * most, MOST_GROWTH) * own_ml
+
+    @cached_property
+    def _own_ml(self) -> tuple[float, float]:
+        """Volumes of ventricles and brain in the label map."""
+        volumes = self.head.volumes_ml()
+        return volumes["lateral_ventricle"], sum(volumes[r.name.lower()] for r in BRAIN)
+
+    @cached_property
+    def _tissue(self) -> NDArray[np.float64]:
+        return self._sample(BRAIN)
+
+    @cached_property
+    def _fluid(self) -> NDArray[np.float64]:
+        return self._sample((BrainRegion.LATERAL_VENTRICLE,))
 
     def _sample(self, regions: tuple[BrainRegion, ...]) -> NDArray[np.float64]:
         points = self.head.points(regions)
@@ -145,15 +174,28 @@ class Ageing:
         return Velocity(coarse * F(sign / fastest) if fastest else coarse, GRID)
 
 
-def _met(grown: Callable[[float], float], wanted: float, *, falling: bool) -> float:
-    """Return the time at which a monotone growth has the wanted value, or the nearest there is."""
+def _met(grown: Callable[[float], float], wanted: float, start: float, *, falling: bool) -> float:
+    """Return the time at which a monotone growth has the wanted value, or the nearest there is.
+
+    The logarithm of the growth is nearly linear in time: the secant method meets it in a few
+    steps from the time that was found before.
+    """
     sign = -1.0 if falling else 1.0
 
     def over(time: float) -> float:
-        return grown(sign * time) - wanted
+        return float(np.log(grown(time) / wanted))
 
-    low, high = -_LONGEST, _LONGEST
-    first, last = over(low), over(high)
-    if first * last > 0:
-        return sign * (low if abs(first) < abs(last) else high)
-    return sign * float(optimize.brentq(over, low, high, xtol=1e-2))
+    before, time = start, start
+    off = off_before = over(start)
+    slope = sign * _SLOPE
+    for _ in range(_TRIES):
+        if abs(off) < _CLOSE:
+            break
+        time = float(np.clip(before - off / slope, -_LONGEST, _LONGEST))
+        if time == before:  # at the end of what can be reached
+            break
+        off = over(time)
+        if (off - off_before) / (time - before) * sign > 0:
+            slope = (off - off_before) / (time - before)
+        before, off_before = time, off
+    return time

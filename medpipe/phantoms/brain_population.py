@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, special
 from scipy.spatial.transform import Rotation
 
 from medpipe.errors import UsageError
@@ -92,22 +92,48 @@ class Person:
     size: float
 
 
-def draw_person(rng: np.random.Generator, model: PopulationModel) -> Person:
-    """Draw age, sex and what follows from them."""
+def draw_person(
+    rng: np.random.Generator,
+    model: PopulationModel,
+    reach_ml: tuple[float, float] = (0.0, np.inf),
+) -> Person:
+    """Draw age, sex and what follows from them.
+
+    Parameters
+    ----------
+    rng : numpy Generator
+    model : PopulationModel
+    reach_ml : tuple of float
+        Least and most volume of the ventricles that the head can have, see
+        `Ageing.reach_ml`. What a person's age leaves open is drawn from the part of its
+        distribution that lies between these, so that what is wanted is what is got.
+    """
     age = round(float(rng.uniform(*model.age_years)), 1)
     male = bool(rng.random() < 0.5)
-    log_ml = (
+    loss = model.loss_per_year * (age - 65) + model.loss_spread * rng.standard_normal()
+    width = 1 + model.male_size * (male - 0.5) + model.size_spread * rng.standard_normal()
+    size = float(np.clip(width, 0.92, 1.06))
+    expected = (
         np.log(model.ventricle_ml)
         + model.ventricle_per_year * (age - 65)
         + model.ventricle_male * male
-        + model.ventricle_spread * rng.standard_normal()
     )
-    loss = model.loss_per_year * (age - 65) + model.loss_spread * rng.standard_normal()
-    size = 1 + model.male_size * (male - 0.5) + model.size_spread * rng.standard_normal()
+    with np.errstate(divide="ignore"):
+        ends = np.log(np.array(reach_ml) * size**3)
+    log_ml = _between(rng.random(), expected, model.ventricle_spread, ends)
     return Person(
         age, "M" if male else "F", float(np.exp(log_ml)), float(1 - np.clip(loss, -0.06, 0.1)),
-        float(np.clip(size, 0.92, 1.06)),
+        size,
     )  # fmt: skip
+
+
+def _between(share: float, mean: float, deviation: float, ends: NDArray[np.float64]) -> float:
+    """Return a quantile of a normal distribution that is cut at both ends."""
+    if deviation == 0:
+        return float(np.clip(mean, *ends))
+    low, high = special.ndtr((ends - mean) / deviation)
+    drawn = mean + deviation * special.ndtri(low + share * (high - low))
+    return float(np.clip(drawn, *ends))  # where the part lies too far out to be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +321,10 @@ def _painted(
         points = np.moveaxis(grid, 0, -1) @ affine[:3, :3].T + affine[:3, 3]
         classes = head.at(placed(points))
         blocks = classes.reshape(n_i, s, n_j, s, s).swapaxes(1, 2).reshape(n_i, n_j, s**3)
-        regions = head.regions[blocks]
-        votes = (regions[..., None] == np.arange(len(BrainRegion), dtype=np.uint8)).sum(2)
+        regions = head.regions[blocks].reshape(-1, s**3)
+        cells = np.arange(len(regions))[:, None] * len(BrainRegion) + regions
+        votes = np.bincount(cells.ravel(), minlength=len(regions) * len(BrainRegion))
+        votes = votes.reshape(n_i, n_j, len(BrainRegion))
         labels[:, :, k] = votes.argmax(-1)
         counts += votes.sum((0, 1))
         image[:, :, k] = table[blocks].mean(-1)

@@ -24,7 +24,12 @@ from medpipe.phantoms.brain_population import (
     draw_person,
     simulate_brain,
 )
-from medpipe.phantoms.brain_population_labels import BrainRegion, drawn_head, read_label_heads
+from medpipe.phantoms.brain_population_labels import (
+    BrainRegion,
+    drawn_head,
+    label_head_files,
+    read_label_head,
+)
 from medpipe.seeds import derive_seed
 from medpipe.types import Volume
 
@@ -115,25 +120,25 @@ def write_brain_population(root: Path, cohort: BrainCohort, *, workers: int = 1)
 
 
 def _heads(cohort: BrainCohort) -> int:
-    """Return how many heads there are; a folder of unusable ones is refused here."""
+    """Return how many heads there are."""
     if cohort.label_maps is None:
         return cohort.anatomies
-    return len(read_label_heads(cohort.label_maps))
+    return len(label_head_files(cohort.label_maps))
 
 
 def _write_group(
     root: Path, cohort: BrainCohort, numbers: range
 ) -> list[tuple[int, tuple[Case, dict[str, Any]]]]:
-    """Write the subjects of one head, that of the first number."""
+    """Write the subjects of one head, that of the first number; its file is read once."""
     if cohort.label_maps is None:
         head = drawn_head(derive_seed(cohort.seed, "head", str(numbers[0])) % 1_000_000)
     else:
-        head = read_label_heads(cohort.label_maps)[numbers[0]]
+        head = read_label_head(cohort.label_maps, numbers[0])
     ageing = Ageing(head)
     rows = []
     for number in numbers:
         seed = derive_seed(cohort.seed, "brain", str(number))
-        person = draw_person(np.random.default_rng([seed, 39]), cohort.model)
+        person = draw_person(np.random.default_rng([seed, 39]), cohort.model, ageing.reach_ml)
         made = simulate_brain(ageing, seed, person, cohort.scan)
         rows.append((number, _write_subject(root, cohort, made, number, numbers[0])))
     return rows

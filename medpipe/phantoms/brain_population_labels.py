@@ -16,7 +16,15 @@ from medpipe.io.nifti import read_nifti
 from medpipe.phantoms.anatomy import HeadAnatomy, HeadLabel
 from medpipe.types import Affine, Volume
 
-__all__ = ["BRAIN", "BrainRegion", "LabelHead", "drawn_head", "label_head", "read_label_heads"]
+__all__ = [
+    "BRAIN",
+    "BrainRegion",
+    "LabelHead",
+    "drawn_head",
+    "label_head",
+    "label_head_files",
+    "read_label_head",
+]
 
 
 class BrainRegion(IntEnum):
@@ -144,10 +152,13 @@ class LabelHead:
 
     def volumes_ml(self) -> dict[str, float]:
         """Return the volume of each region but the background."""
-        counts = np.bincount(
-            self.regions[self.classes].ravel(), minlength=len(BrainRegion)
-        ) * float(self.voxel_ml)
-        return {r.name.lower(): float(counts[r]) for r in BrainRegion if r}
+        return {r.name.lower(): float(self._ml[r]) for r in BrainRegion if r}
+
+    @cached_property
+    def _ml(self) -> NDArray[np.float64]:
+        classes = np.bincount(self.classes.ravel(), minlength=len(self.regions))
+        counts = np.bincount(self.regions, classes, len(BrainRegion)).astype(np.float64)
+        return counts * self.voxel_ml
 
 
 def drawn_head(seed: int, spacing_mm: float = 2.0) -> LabelHead:
@@ -215,18 +226,30 @@ def label_head(volume: Volume, where: str = "label map") -> LabelHead:
     return head
 
 
-def read_label_heads(folder: Path) -> list[LabelHead]:
-    """Return the label maps of a folder, NIfTI files in the order of their names.
+def label_head_files(folder: Path) -> list[Path]:
+    """Return the NIfTI files of a folder in the order of their names.
 
     Raises
     ------
     InputError
-        If there are none, or one is not a whole head; it is named by its place.
+        If there are none.
     """
     files = sorted(p for p in folder.glob("*") if p.name.endswith((".nii", ".nii.gz")))
     if not files:
         raise InputError("the folder holds no label map", expected=".nii or .nii.gz files")
-    return [label_head(read_nifti(p), f"label map {i}") for i, p in enumerate(files, 1)]
+    return files
+
+
+def read_label_head(folder: Path, number: int) -> LabelHead:
+    """Return a label map of a folder, counted from 0 in the order of the names.
+
+    Raises
+    ------
+    InputError
+        If there are none, or it is not a whole head; it is named by its place.
+    """
+    path = label_head_files(folder)[number]
+    return label_head(read_nifti(path), f"label map {number + 1}")
 
 
 def _centred(

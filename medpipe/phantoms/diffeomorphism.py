@@ -14,11 +14,44 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from medpipe.jit import compiled
 from medpipe.phantoms.shapes import Array, F
 
 __all__ = ["NodeGrid", "Velocity", "Warp", "random_velocity"]
 
 SQUARINGS = 5
+
+
+@compiled
+def _trilinear(
+    field: NDArray[np.floating], at: NDArray[np.float64], out: NDArray[np.float64]
+) -> None:
+    """Write a field (C, I, J, K) at indices (3, N) to (N, C): linear, constant beyond."""
+    last_i, last_j, last_k = field.shape[1] - 1, field.shape[2] - 1, field.shape[3] - 1
+    for n in range(at.shape[1]):
+        x = min(max(at[0, n], 0.0), float(last_i))
+        y = min(max(at[1, n], 0.0), float(last_j))
+        z = min(max(at[2, n], 0.0), float(last_k))
+        i, j, k = int(x), int(y), int(z)
+        u, v, w = x - i, y - j, z - k
+        i1, j1, k1 = min(i + 1, last_i), min(j + 1, last_j), min(k + 1, last_k)
+        for c in range(field.shape[0]):
+            f = field[c]
+            low = (1 - v) * ((1 - w) * f[i, j, k] + w * f[i, j, k1]) + v * (
+                (1 - w) * f[i, j1, k] + w * f[i, j1, k1]
+            )
+            high = (1 - v) * ((1 - w) * f[i1, j, k] + w * f[i1, j, k1]) + v * (
+                (1 - w) * f[i1, j1, k] + w * f[i1, j1, k1]
+            )
+            out[n, c] = (1 - u) * low + u * high
+
+
+def _linear(field: Array, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a field (C, I, J, K) at indices (3, ...), shape (..., C)."""
+    flat = np.ascontiguousarray(at.reshape(3, -1))
+    out = np.empty((flat.shape[1], len(field)))
+    _trilinear(np.ascontiguousarray(field), flat, out)
+    return out.reshape(*at.shape[1:], len(field))
 
 
 @dataclass(frozen=True)
@@ -55,14 +88,7 @@ class NodeGrid:
 
     def linear(self, field: Array, points_mm: ArrayLike) -> NDArray[np.float64]:
         """Return a field (C, I, J, K) at points (..., 3): linear, constant beyond, (..., C)."""
-        at = self.index(points_mm)
-        return np.stack(
-            [
-                ndimage.map_coordinates(part, at, output=np.float64, order=1, mode="nearest")
-                for part in field
-            ],
-            -1,
-        )
+        return _linear(field, self.index(points_mm))
 
     def gradient(self, field: Array, points_mm: ArrayLike) -> NDArray[np.float64]:
         """Return the derivative of `linear` by x, y, z per mm, shape (..., C, 3).
@@ -77,11 +103,7 @@ class NodeGrid:
             cell = at.copy()
             # Along the axis the slope is that of the cell; across it, linear like the field.
             cell[axis] = np.clip(np.floor(at[axis]), 0, self.nodes[axis] - 2)
-            parts = [
-                ndimage.map_coordinates(part, cell, output=np.float64, order=1, mode="nearest")
-                for part in slopes
-            ]
-            columns.append(np.stack(parts, -1) * inside[..., None])
+            columns.append(_linear(slopes, cell) * inside[..., None])
         return np.stack(columns, -1)
 
 
@@ -102,9 +124,9 @@ class Warp:
     def __call__(self, points_mm: ArrayLike) -> NDArray[np.float64]:
         """Return the mapped points, shape (..., 3) → (..., 3)."""
         points = np.asarray(points_mm, np.float64)
-        at = self.grid.index(points)
-        moved = [ndimage.map_coordinates(d, at, order=1, mode="nearest") for d in self.displacement]
-        return points + np.stack(moved, -1)
+        return points + _linear(self.displacement, self.grid.index(points)).astype(
+            self.displacement.dtype
+        )
 
     def after(self, first: Warp) -> Warp:
         """Return the map that applies `first` and then this one, on the lattice of `first`."""
@@ -204,6 +226,16 @@ class Velocity:
             now = float(time)
             out.append(np.exp(state[:, 3]))
         return np.stack(out)
+
+    def plus(self, other: Velocity, mine: float = 1.0, its: float = 1.0) -> Velocity:
+        """Return the weighted sum of this velocity and another on the same lattice.
+
+        Divergences add like velocities: neither is differentiated again.
+        """
+        whole = F(mine) * self._with_divergence + F(its) * other._with_divergence
+        made = Velocity(whole[:3], self.grid)
+        made.__dict__["_with_divergence"] = whole  # where cached_property looks
+        return made
 
     @cached_property
     def _with_divergence(self) -> Array:

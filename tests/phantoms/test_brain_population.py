@@ -24,7 +24,8 @@ from medpipe.phantoms.brain_population_labels import (
     BrainRegion,
     drawn_head,
     label_head,
-    read_label_heads,
+    label_head_files,
+    read_label_head,
 )
 from medpipe.types import Volume
 
@@ -114,6 +115,38 @@ def test_ages_go_with_ventricles():
     np.testing.assert_allclose(fitted, [np.log(22.0), 0.025, 0.15], atol=0.06)
 
 
+def test_ventricles_are_drawn_within_what_the_head_reaches(ageing):
+    low, high = ageing.reach_ml
+    own = ball_ml(VENTRICLE_MM)
+    assert low < 0.5 * own
+    assert high == pytest.approx(2.5 * own, rel=0.02)
+    wide = PopulationModel(ventricle_ml=40.0, ventricle_spread=1.5)
+    people = [draw_person(np.random.default_rng(i), wide, (low, high)) for i in range(300)]
+    wanted = np.array([p.ventricle_ml / p.size**3 for p in people])
+    assert low <= wanted.min() < 2 * low
+    assert 0.9 * high < wanted.max() <= high * (1 + 1e-9)
+    assert len(np.unique(wanted)) == 300  # drawn anew, not moved to the ends
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_both_ends_of_the_reach_are_met(ageing, end):
+    wanted = ageing.reach_ml[end]
+    share = (1.02, 0.93)[end]
+    velocity, reached = ageing.solve(share, wanted)
+    assert reached["ventricles_ml"] == pytest.approx(wanted, rel=0.003)
+    own = sum(ageing.head.volumes_ml()[r.name.lower()] for r in BRAIN)
+    assert reached["brain_ml"] == pytest.approx(share * own, rel=0.003)
+    assert velocity.warp(-1.0).jacobian().min() > 0
+
+
+def test_one_label_map_of_a_folder_is_read(tmp_path, balls):
+    write_nifti(tmp_path / "b.nii.gz", balls)
+    write_nifti(tmp_path / "a.nii.gz", Volume(np.zeros((4, 4, 4), np.int32), np.eye(4)))
+    assert read_label_head(tmp_path, 1).volumes_ml()["white"] > 500
+    with pytest.raises(InputError, match=r"label map 1.*no whole head"):
+        read_label_head(tmp_path, 0)
+
+
 def test_a_folder_holds_what_its_truth_says(tmp_path, balls):
     maps = tmp_path / "maps"
     maps.mkdir()
@@ -166,7 +199,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no such population"):
         BrainCohort(0)
     with pytest.raises(InputError, match="no label map"):
-        read_label_heads(tmp_path)
+        label_head_files(tmp_path)
 
 
 @pytest.mark.real_data
