@@ -8,13 +8,14 @@ further channels: one-hot in, logits out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from monai.networks.nets.vqvae import Decoder, Encoder
+from monai.networks.nets.vqvae import Decoder, Encoder, VQVAEResidualUnit
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -50,6 +51,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Settings by name: the published network; one for two CPU cores; image and labels at 4 x."""
+
+
+BRANCH = 0.2
+"""Size of weights that begin small, as a share of the others."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,8 @@ class Tokeniser(nn.Module):
             final_decay=settings.final_decay, decay_steps=settings.decay_steps,
             restart_after=settings.restart_after, seed=settings.seed,
         )  # fmt: skip
+        _keep_variance(self.encoder)
+        _keep_variance(self.decoder, last=BRANCH)
 
     @property
     def stride(self) -> int:
@@ -359,6 +366,29 @@ def split_labels(values: Tensor, image_channels: int) -> tuple[Tensor, Tensor | 
     if rest.shape[-4] == 0:
         return image, None
     return image, rest.argmax(-4, keepdim=True).to(torch.uint8)
+
+
+def _keep_variance(network: Any, last: float = 1.0) -> None:
+    """Draw weights so that what differs between volumes survives the way through a network.
+
+    With the usual weights of convolutions every layer shrinks its input, and there is no
+    normalisation to undo it: what reached the codebook was 0.04 large, most of it from the
+    padding. Here they follow He et al. (arXiv 1502.01852); residual units begin as little
+    more than what they are added to and the last layer of a decoder begins small, in the
+    manner of Zhang et al. (arXiv 1901.09321).
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
+    for layer in layers:
+        inputs = layer.in_channels * math.prod(layer.kernel_size)
+        if isinstance(layer, nn.ConvTranspose3d):
+            inputs //= math.prod(layer.stride)  # that reach a voxel
+        nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / max(1, inputs)))
+        nn.init.zeros_(cast(Tensor, layer.bias))
+    with torch.no_grad():
+        for unit in network.blocks:
+            if isinstance(unit, VQVAEResidualUnit):
+                unit.conv2.conv.weight.mul_(BRANCH)
+        layers[-1].weight.mul_(last)
 
 
 def _cropped(values: Tensor, shape: Sequence[int]) -> Tensor:

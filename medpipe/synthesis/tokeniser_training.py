@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -24,7 +25,7 @@ from medpipe.synthesis.tokeniser_losses import (
     check_patches,
     least_squares_opponent,
 )
-from medpipe.synthesis.tokeniser_measures import measure_tokeniser
+from medpipe.synthesis.tokeniser_measures import measure_tokeniser, warn_of_collapse
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples, shared_out
 from medpipe.train import LoopSettings, train
 from medpipe.train.settings import Tell
@@ -58,6 +59,10 @@ class TokeniserTraining:
         Volumes are moved by up to so many voxels along each axis.
     gain : float
         Intensities are multiplied by up to 1 ± this.
+    unquantised_share : float
+        Of the iterations, the first ones: the encoder learns what there is to say before it
+        is told to say it in codes, see `medpipe.synthesis.quantiser`. Without, a tokeniser of
+        few or simple volumes often ends with the same codes for all.
     validation_share : float
         Of the samples, where none are given to validate with.
     recompute : bool
@@ -78,6 +83,7 @@ class TokeniserTraining:
     patch_voxels: tuple[int, int, int] | None = None
     shift_voxels: int = 0
     gain: float = 0.0
+    unquantised_share: float = 0.2
     validation_share: float = 0.1
     validate_every: int = 200
     patience: int | None = None
@@ -93,10 +99,12 @@ class TokeniserTraining:
             object.__setattr__(self, "patch_voxels", tuple(int(n) for n in self.patch_voxels))
             if len(self.patch_voxels) != 3 or min(self.patch_voxels) < 1:
                 raise UsageError("patch_voxels is wrong", expected="three sizes of 1 or more")
-        if not 0 <= self.validation_share < 1 or self.shift_voxels < 0 or not 0 <= self.gain < 1:
+        shares = (self.validation_share, self.gain, self.unquantised_share)
+        if not all(0 <= share < 1 for share in shares) or self.shift_voxels < 0:
             raise UsageError(
                 "the settings of the training of a tokeniser are wrong",
-                expected="validation_share and gain from 0 to below 1, shift_voxels 0 or more",
+                expected="validation_share, gain and unquantised_share from 0 to below 1, "
+                "shift_voxels 0 or more",
             )
         self.loop()  # says what is wrong with its part
 
@@ -314,6 +322,7 @@ def train_tokeniser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         tokeniser = Tokeniser(settings, recompute=training.recompute)
+    tokeniser.codebook.warmup = math.floor(training.unquantised_share * training.iterations)
     opponent = None
     if training.weights.adversarial:
         check_patches(size, training.discriminator_layers)
@@ -332,9 +341,11 @@ def train_tokeniser(
             bound_to=_bound(settings, training, len(trains), features),
         )  # fmt: skip
     tokeniser.eval()
+    tokeniser.codebook.warmup = 0
     facts: dict[str, Json] = {"trained": len(trains), "validated": len(validates)}
     if len(validates):
-        facts["validation"] = measure_tokeniser(tokeniser, validates)
+        facts["validation"] = found = measure_tokeniser(tokeniser, validates)
+        warn_of_collapse(found)
     return TokeniserModel(
         tokeniser, training, result.history, result.best_iteration, result.iterations, size, facts
     )

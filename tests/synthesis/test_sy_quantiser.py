@@ -176,6 +176,73 @@ def test_all_that_is_needed_to_continue_is_in_the_state():
         assert torch.equal(value, second.state_dict()[name]), name
 
 
+def test_nothing_is_quantised_while_it_warms_up():
+    book = Codebook(16, 3).train()
+    book.warmup = 2
+    x = noise(1, 3, 4, 4, 4).requires_grad_()
+    for _ in range(2):
+        made = book(x)
+        assert torch.equal(made.values, x)
+        assert float(made.commitment) == 0
+        assert not torch.equal(book.eval()(x).values, x)  # codes follow, to be asked
+        book.train()
+    made = book(x)
+    assert not torch.equal(made.values, x)
+    made.commitment.backward()
+    assert float(x.grad.abs().sum()) > 0
+
+
+def test_codes_begin_anew_from_several_batches_after_the_warmup():
+    """Each batch is of other clusters; the first one is far from all of them."""
+    x, _ = clusters(24, 40)
+    how = {"restart_after": 1e9, "decay": 0.9, "final_decay": 0.9}
+    batches = [100 + x, *(x[:, :, n : n + 4] for n in range(0, 24, 4))]
+
+    def learn(warmup):
+        book = Codebook(32, 3, **how).train()
+        book.warmup = warmup
+        for batch in [*batches, batches[1]]:
+            made = book(batch)
+        assert "pool" not in book.state_dict()
+        return made, float(book.eval()(x).commitment)
+
+    made, error = learn(7)
+    assert len(made.codes.unique()) >= 4
+    assert error < 0.05
+    _, stayed = learn(0)
+    assert stayed > 100
+
+
+def test_what_is_rare_gets_codes():
+    """Eight structures are 4 % of what is looked at; the rest is one background with noise."""
+    x, _ = clusters(9, 4)
+    rare = 3 * x[0, :, 1:].reshape(3, -1)
+    background = 0.02 * noise(3, 800)
+    book = Codebook(128, 3).train()
+    book(torch.cat([background, rare], 1)[None])
+    nearest = torch.cdist(rare.T, book.vectors).min(1).values
+    assert float(nearest.max()) < 0.1
+
+
+@pytest.mark.parametrize("stop", [2, 5, 6])
+def test_a_warmup_continues_with_the_same_bits(stop):
+    batches = [noise(2, 3, 4, 4, 4, seed=s) for s in range(9)]
+
+    def learn(book, some):
+        book.train()
+        book.warmup = 6
+        for x in some:
+            book(x)
+        return book
+
+    whole = learn(Codebook(12, 3), batches).state_dict()
+    second = Codebook(12, 3)
+    second.load_state_dict(learn(Codebook(12, 3), batches[:stop]).state_dict())
+    again = learn(second, batches[stop:]).state_dict()
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
 def test_nothing_is_learned_in_evaluation():
     book = begun().eval()
     before = {n: v.clone() for n, v in book.state_dict().items()}

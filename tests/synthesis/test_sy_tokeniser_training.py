@@ -11,9 +11,10 @@ import torch
 
 from medpipe.errors import InputError, ResourceError, UsageError
 from medpipe.models import pack_weights
-from medpipe.synthesis.tokeniser import Tokeniser, TokeniserSettings
+from medpipe.synthesis.quantiser import Codebook
+from medpipe.synthesis.tokeniser import Tokeniser, TokeniserSettings, split_labels
 from medpipe.synthesis.tokeniser_losses import LossWeights, PerceptualLoss
-from medpipe.synthesis.tokeniser_measures import measure_tokeniser
+from medpipe.synthesis.tokeniser_measures import measure_tokeniser, measure_variety
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples, shared_out
 from medpipe.synthesis.tokeniser_training import (
     TokeniserModel,
@@ -170,6 +171,67 @@ def test_measures_are_those_computed_by_hand():
         np.exp(-np.sum(p[p > 0] * np.log(p[p > 0]))), rel=1e-4
     )
     assert found["codes_used"] == (p > 0).sum()
+    assert found["tokens_that_vary"] is None  # of several grids
+
+
+def test_variety_is_that_of_each_place():
+    codes = torch.randint(0, 3, (5, 2, 3, 4), generator=torch.Generator().manual_seed(1))
+    codes[:, 0] = torch.arange(12).reshape(3, 4)  # the same in all volumes
+    found = measure_variety(codes)
+    each = []
+    for place in codes.flatten(1).T.numpy():
+        p = np.unique(place, return_counts=True)[1] / 5
+        each.append(np.exp(-np.sum(p * np.log(p))))
+    assert found["perplexity_of_a_place"] == pytest.approx(np.mean(each), rel=1e-9)
+    assert found["tokens_that_vary"] == pytest.approx(np.mean(np.array(each) > 1.0001))
+    assert 0.4 < found["tokens_that_vary"] <= 0.5
+    assert measure_variety(codes[:1]) == measure_variety(None)
+    same = measure_variety(codes[:1].expand(4, -1, -1, -1))
+    assert same == {"tokens_that_vary": 0.0, "perplexity_of_a_place": 1.0}
+
+
+def test_volumes_that_share_their_codes_are_said(caplog, monkeypatch):
+    """Where the codebook has one vector, all volumes have the same codes."""
+    samples = blobs(3)
+    settings = TokeniserTraining(iterations=1, batch_size=1)
+    monkeypatch.setattr(Codebook, "_begin", lambda *_: None)
+    monkeypatch.setattr(Codebook, "_follow", lambda *_: None)
+    train_tokeniser(samples, NETWORK, settings, validation=samples, device="cpu")
+    assert "has collapsed: 0 % of the tokens vary between 3 volumes" in caplog.text
+    assert caplog.records[-1].name == "medpipe.notice"
+
+
+def balls(count, size=(16, 12, 16)):
+    """One ball in noise, its label, and where along the first axis it is, in voxels."""
+    made = np.random.default_rng(1)
+    places = np.linspace(3.5, 11.5, count)
+    samples = []
+    for place in places:
+        middle = np.array([place, 5.5, 7.5])[:, None, None, None]
+        inside = np.linalg.norm(np.indices(size) - middle, axis=0) < 3.2
+        image = (inside + 0.05 * made.random(size)) / 1.05
+        samples.append((image[None].astype(np.float32), inside[None].astype(np.uint8)))
+    return samples, places
+
+
+def test_balls_are_coded_where_they_are(caplog):
+    """What a prior learns from: without a place in the codes all would be drawn in one."""
+    samples, places = balls(24)
+    settings = TokeniserTraining(
+        iterations=160, batch_size=4, learning_rate=2e-3, validate_every=160,
+        weights=LossWeights(spectral=0.0),
+    )  # fmt: skip
+    model = train_tokeniser(samples, NETWORK, settings, device="cpu")
+    codes = model.encode(samples)
+    _, labels = split_labels(model.tokeniser.decode(codes, (16, 12, 16)), 1)
+    inside = labels[:, 0].double()
+    along = torch.arange(16.0, dtype=torch.float64).view(-1, 1, 1)
+    found = ((inside * along).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp_min(1)).numpy()
+    assert np.corrcoef(found, places)[0, 1] > 0.9
+    assert np.abs(found - places).mean() < 1
+    assert len(codes.flatten(1).unique(dim=0)) > 20
+    assert measure_variety(codes)["tokens_that_vary"] > 0.4
+    assert "collapsed" not in caplog.text
 
 
 def test_samples_are_moved_and_cut_as_their_seed_says():
@@ -246,7 +308,12 @@ def test_samples_that_cannot_be_used_are_named(monkeypatch):
 
     monkeypatch.setattr(Tokeniser, "_blocks", full)
     ask("not enough memory", good, error=ResourceError)
-    for wrong in ({"gain": 1.0}, {"patch_voxels": (1, 2)}, {"iterations": 0}):
+    for wrong in (
+        {"gain": 1.0},
+        {"unquantised_share": 1.0},
+        {"patch_voxels": (1, 2)},
+        {"iterations": 0},
+    ):
         with pytest.raises(UsageError):
             replace(SHORT, **wrong)
     assert TokeniserTraining.published().weights.adversarial == 0.005
