@@ -4,7 +4,8 @@ Simulated patients carry canaries in every header field that may identify
 someone, in folder and file names and in NIfTI comments. Every workflow runs
 over them through the command line, failures included; then every byte of the
 output folder (names, unpacked files, database, report) and of the terminal is
-searched.
+searched. What runs in processes of its own is `dicom-import`, also killed; the others
+write the same files from the process of the test.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from medpipe.cli.main import invoke
 from medpipe.phantoms.dicom_writer import Identity
 from medpipe.phantoms.hospital import write_demo, write_hospital_tree
+
+Medpipe = Callable[..., tuple[int, str]]
 
 CANARY = "ZZCANARY"
 BIRTH = "19110911"
@@ -54,6 +58,21 @@ def medpipe(*arguments: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.fixture
+def here(cases_here: None, capfd: pytest.CaptureFixture[str]) -> Medpipe:
+    """Return what runs the command as `medpipe` does, in the process of the test.
+
+    All of it is searched then, also what libraries print past Python.
+    """
+
+    def run(*arguments: object) -> tuple[int, str]:
+        capfd.readouterr()
+        code = invoke([str(argument) for argument in arguments])
+        return code, "".join(capfd.readouterr())
+
+    return run
+
+
 def planted_uids(root: Path) -> set[bytes]:
     """Return every UID of the phantoms that stands in a file below a folder."""
     return {
@@ -80,10 +99,15 @@ def leaks(out: Path, printed: str, canaries: set[bytes]) -> list[str]:
     """Return every place where a canary is, in 8-bit or 16-bit text."""
     wide = {canary.decode().encode("utf-16-le") for canary in canaries}
     places = [("the terminal", printed.encode()), *everything(out)]
+    alike: dict[bytes, list[bytes]] = {}  # all UIDs begin alike: where none begins there is none
+    for canary in canaries | wide:
+        alike.setdefault(canary[:5], []).append(canary)
     return [
         f"{canary!r} in {place}"
         for place, content in places
-        for canary in canaries | wide
+        for start, group in alike.items()
+        if start in content
+        for canary in group
         if canary in content
     ]
 
@@ -134,7 +158,11 @@ def test_the_search_finds_a_leak(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workflow", ["dicom-import", "head-ct-prepare"])
 def test_dicom_workflows_leak_nothing(
-    workflow: str, scanned: tuple[Path, str], canaries: set[bytes], tmp_path: Path
+    workflow: str,
+    scanned: tuple[Path, str],
+    canaries: set[bytes],
+    here: Medpipe,
+    tmp_path: Path,
 ) -> None:
     (manifest, printed), out = scanned, tmp_path / "out"
     if workflow == "head-ct-prepare":  # at 4 mm: what leaks does not depend on the voxels
@@ -142,9 +170,9 @@ def test_dicom_workflows_leak_nothing(
         manifest = tmp_path / "cases.csv"
         manifest.write_text("\n".join(rows[:5]) + "\n")
         coarse = ["--set", "resample.spacing_mm=4.0", "--set", "load.resample_spacing_mm=4.0"]
+        code, more = here("run", workflow, manifest, out, *coarse)
     else:
-        coarse = []
-    code, more = medpipe("run", workflow, manifest, out, *coarse)
+        code, more = medpipe("run", workflow, manifest, out)
     assert code in (0, 3), more
     states = [json.loads(p.read_text())["status"] for p in out.glob("cases/*/case.json")]
     assert "done" in states
@@ -155,7 +183,7 @@ def test_dicom_workflows_leak_nothing(
 
 
 @pytest.mark.slow
-def test_nifti_workflow_leaks_nothing(tmp_path: Path, canaries: set[bytes]) -> None:
+def test_nifti_workflow_leaks_nothing(tmp_path: Path, canaries: set[bytes], here: Medpipe) -> None:
     folder, out = tmp_path / f"{CANARY}_IMAGES", tmp_path / "out"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -170,7 +198,7 @@ def test_nifti_workflow_leaks_nothing(tmp_path: Path, canaries: set[bytes]) -> N
         nib.save(image, path)
         if index == 2:
             path.write_bytes(path.read_bytes()[:400])
-    code, printed = medpipe("run", "nifti-check", folder, out)
+    code, printed = here("run", "nifti-check", folder, out)
     assert code == 3, printed
     assert leaks(out, printed, canaries) == []
 

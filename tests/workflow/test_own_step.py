@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -56,9 +57,19 @@ def test_the_page_shows_the_files_as_they_are() -> None:
     }
 
 
-def test_the_step_works_in_a_notebook(environment: dict[str, str], tmp_path: Path) -> None:
-    printed = PAGE.split("It prints\n\n```\n")[1].split("```")[0]
-    assert python(environment, tmp_path, str(EXAMPLE / "try_it.py")) == printed
+def test_the_step_works_in_a_notebook(
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In an interpreter that has imported and done other things before."""
+    monkeypatch.syspath_prepend(environment["PYTHONPATH"])
+    try:
+        runpy.run_path(str(EXAMPLE / "try_it.py"), run_name="__main__")
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "my_steps"]:
+            del sys.modules[name]
+    assert capsys.readouterr().out == PAGE.split("It prints\n\n```\n")[1].split("```")[0]
 
 
 def test_the_step_and_its_workflow_are_known_by_name(
