@@ -96,7 +96,7 @@ def summary(runs: list[list[Measured]]) -> Measured:
 def sampling(args: argparse.Namespace) -> dict[str, Measured]:
     """Sample on one device, synchronously, and displaced."""
     settings = DenoiserSettings(
-        channels=(16, 32, 32) if args.small else (64, 128, 256), groups=16,
+        channels=(16, 32, 32) if args.small else (64, 128, 256), groups=8 if args.small else 16,
         attention=(False, True, True),
     )  # fmt: skip
     net = lively(Denoiser(settings))
