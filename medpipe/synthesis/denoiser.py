@@ -45,7 +45,8 @@ class DenoiserSettings:
     head_channels : int
         Channels of a head of attention.
     groups : int
-        Of group normalisation; divides every number of channels.
+        Of group normalisation; divides every number of channels, and is smaller: a group of
+        one channel would take out what time and conditions add to it.
     conditions : int
         How many numbers the denoiser is told.
     conditioning : {"cross-attention", "embedding"}
@@ -56,6 +57,10 @@ class DenoiserSettings:
         What it predicts: the straight way from noise to latent (rectified flow, Liu et al.,
         arXiv 2209.03003), or of a diffusion the velocity (Salimans and Ho, arXiv 2202.00512)
         or the noise (Ho et al., arXiv 2006.11239).
+    grid : tuple of int, optional
+        Spatial shape of the latents, where each place has a mean and a spread of its own
+        (anatomy at the same place in every volume): the network then works with what is left
+        when these are taken out, and need not learn where it is.
     """
 
     latent_channels: int = 3
@@ -68,17 +73,18 @@ class DenoiserSettings:
     conditioning: Literal["cross-attention", "embedding"] = "cross-attention"
     condition_width: int = 64
     objective: Literal["flow", "velocity", "noise"] = "flow"
+    grid: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
         object.__setattr__(self, "attention", tuple(bool(a) for a in self.attention))
         if not self.channels or any(
-            c < 1 or c % self.groups or c % self.head_channels for c in self.channels
+            c <= self.groups or c % self.groups or c % self.head_channels for c in self.channels
         ):
             raise UsageError(
                 "channels is wrong",
-                expected=f"multiples of groups ({self.groups}) and of head_channels "
-                f"({self.head_channels})",
+                expected=f"multiples of groups ({self.groups}), larger than that, and of "
+                f"head_channels ({self.head_channels})",
                 got=str(list(self.channels)),
             )
         if len(self.attention) != len(self.channels):
@@ -89,6 +95,10 @@ class DenoiserSettings:
             raise UsageError("unknown objective", expected="flow, velocity or noise")
         if min(self.latent_channels, self.residual_blocks, self.condition_width) < 1:
             raise UsageError("the denoiser has no channels or blocks", expected="1 or more")
+        if self.grid is not None:
+            object.__setattr__(self, "grid", tuple(int(n) for n in self.grid))
+            if len(self.grid) != 3 or min(self.grid) < 1:
+                raise UsageError("grid is wrong", expected="three extents, or none")
         if self.conditions < 0:
             raise UsageError("conditions is wrong", expected="0 or more")
 
@@ -142,6 +152,7 @@ class Denoiser(nn.Module):
     Parameters
     ----------
     settings : DenoiserSettings
+        With a grid, latents go in and come out as ``(latent - center) / spread``.
 
     Attributes
     ----------
@@ -150,7 +161,12 @@ class Denoiser(nn.Module):
         is not known.
     facts : dict
         JSON about the training.
+    center, spread : Tensor (latent_channels, *grid)
+        Mean and standard deviation of each number of a latent, where settings have a grid.
     """
+
+    center: Tensor
+    spread: Tensor
 
     def __init__(self, settings: DenoiserSettings) -> None:
         super().__init__()
@@ -179,6 +195,10 @@ class Denoiser(nn.Module):
             self.unet.class_embedding = _ConditionSum(
                 s.conditions, s.condition_width, 4 * s.channels[0]
             )
+
+        if s.grid is not None:
+            self.register_buffer("center", torch.zeros(s.latent_channels, *s.grid))
+            self.register_buffer("spread", torch.ones(s.latent_channels, *s.grid))
 
     @property
     def stride(self) -> int:

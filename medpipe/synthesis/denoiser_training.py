@@ -30,6 +30,8 @@ from medpipe.types import Json
 __all__ = ["DenoiserTraining", "LatentDraws", "denoising_errors", "train_denoiser"]
 
 Times = Literal["uniform", "logit-normal"]
+LEAST_SPREAD = 0.05
+"""Of a number of a latent: what hardly varies is not blown up."""
 BATCH = 16
 """Latents that are measured together."""
 
@@ -235,6 +237,15 @@ def train_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         denoiser = Denoiser(settings)
+    bound = _bound(
+        latents, settings,
+        {"hide": hide, "times": times, "hide_each": hide_each, "draws": validation_draws},
+    )  # fmt: skip
+    if settings.grid is not None:
+        _measure_places(denoiser, latents)
+    latents = standardised(denoiser, latents)
+    if validation is not None:
+        validation = standardised(denoiser, validation)
     how: dict[str, Any] = {"hide": hide, "times": times, "hide_each": hide_each}
     measured = None
     if validation is not None:
@@ -244,7 +255,7 @@ def train_denoiser(
             _Told(denoiser), functional.mse_loss,
             LatentDraws(latents, settings.objective, conditions=conditions, **how), training,
             validation=measured, device=device, checkpoint=checkpoint, progress=progress,
-            bound_to=_bound(latents, settings, how | {"validation_draws": validation_draws}),
+            bound_to=bound,
         )  # fmt: skip
     denoiser.autoencoder = latents.autoencoder
     denoiser.facts = {
@@ -278,7 +289,8 @@ def denoising_errors(
     -------
     told, untold : Tensor (N,)
     """
-    data = LatentDraws(latents, denoiser.settings.objective, hide=0.0, draws=draws)
+    own = standardised(denoiser, latents)
+    data = LatentDraws(own, denoiser.settings.objective, hide=0.0, draws=draws)
     where = next(denoiser.parameters())
     told: list[Tensor] = []
     untold: list[Tensor] = []
@@ -294,6 +306,27 @@ def denoising_errors(
             found.append((denoiser(**asked) - wanted).square().flatten(1).mean(1))
     one, two = (torch.cat(found).reshape(-1, draws).mean(1) for found in (told, untold))
     return one, two
+
+
+def standardised(denoiser: Denoiser, latents: Latents) -> Latents:
+    """Return latents as the network of a denoiser sees them."""
+    if denoiser.settings.grid is None:
+        return latents
+    where = latents.mean.device
+    return latents.standardised(denoiser.center.to(where), denoiser.spread.to(where))
+
+
+def _measure_places(denoiser: Denoiser, latents: Latents) -> None:
+    """Set mean and standard deviation of each number of a latent, noise included."""
+    grid = tuple(latents.mean.shape[2:])
+    if grid != denoiser.settings.grid:
+        raise UsageError(
+            "the latents are not on the grid of the settings",
+            expected=str(denoiser.settings.grid), got=str(grid),
+        )  # fmt: skip
+    variance = latents.mean.var(0, correction=0) + latents.sigma.square().mean(0)
+    denoiser.center.copy_(latents.mean.mean(0))
+    denoiser.spread.copy_(variance.sqrt().clamp_min(LEAST_SPREAD))
 
 
 def _bound(latents: Latents, settings: DenoiserSettings, how: dict[str, Any]) -> dict[str, Json]:

@@ -164,6 +164,11 @@ def sample_latents(
     if not seeds or (values is not None and len(values) != len(seeds)):
         raise UsageError("there is not one seed for each latent", got=str(len(seeds)))
     way = _steps(scheduler, steps, denoiser.settings.objective)
+    grid = denoiser.settings.grid
+    if grid is not None and tuple(shape) != grid:
+        raise UsageError(
+            "the denoiser draws latents of one size", expected=str(grid), got=str(tuple(shape))
+        )
     own = next(denoiser.parameters())
     noise = _Noise(seeds, (denoiser.settings.latent_channels, *shape))
     training = denoiser.training
@@ -186,7 +191,8 @@ def sample_latents(
                 x = way.step(k, guided(x, time), x, fresh)
                 if progress is not None:
                     progress(k + 1, len(way.times))
-            return part.join(x)
+            x = part.join(x)
+            return x if grid is None else x * denoiser.spread + denoiser.center
     finally:
         denoiser.train(training)
 

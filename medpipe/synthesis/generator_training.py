@@ -56,7 +56,7 @@ class GeneratorTraining:
         Its label classes are set to those of the volumes.
     autoencoder_training : AutoencoderTraining
     denoiser : dict
-        Settings of `DenoiserSettings`; latent channels and conditions follow.
+        Settings of `DenoiserSettings`; latent channels, grid and conditions follow.
     denoiser_training : DenoiserTraining
     shift_voxels, copies : int
         What draws learns from each volume as it is and moved, so often in all; see
@@ -97,7 +97,7 @@ class GeneratorTraining:
         _denoiser_settings(1, 0, self.denoiser)
 
     @classmethod
-    def preset(cls, name: str, **changes: Any) -> GeneratorTraining:
+    def preset(cls, name: str, *, seed: int = 0, **changes: Any) -> GeneratorTraining:
         """Return the settings of a preset with changes.
 
         "hippocampus": the route of latents for volumes of about 32 x 56 x 40 voxels with two
@@ -110,7 +110,7 @@ class GeneratorTraining:
         """
         if name not in PRESETS:
             raise UsageError("no such preset", expected=" | ".join(PRESETS), got=repr(name)[:40])
-        return cls(**(PRESETS[name]() | changes))
+        return cls(**(PRESETS[name](seed) | {"seed": seed} | changes))
 
 
 def train_generator(
@@ -249,7 +249,10 @@ def _latents(run: _Run) -> tuple[LatentRoute, _Shape, dict[str, Json]]:
     own = training.denoiser_training
     denoiser = train_denoiser(
         latents.part(trained),
-        _denoiser_settings(latents.mean.shape[1], conditions.columns, training.denoiser),
+        _denoiser_settings(
+            latents.mean.shape[1], conditions.columns,
+            {"grid": tuple(latents.mean.shape[2:])} | training.denoiser,
+        ),
         own.loop(), validation=validation, hide=own.hide, hide_each=own.hide_each,
         times=own.times, validation_draws=own.validation_draws, conditions=conditions,
         **run.stage("denoiser"),
@@ -338,17 +341,18 @@ def _units(kinds: dict[str, Any]) -> dict[str, str]:
     return dict.fromkeys(SHIFTS, "voxels") | known
 
 
-def _hippocampus() -> dict[str, Any]:
+def _hippocampus(seed: int) -> dict[str, Any]:
     return {
         "route": "latents",
         "autoencoder": AutoencoderSettings.preset("hippocampus"),
         "autoencoder_training": AutoencoderTraining(
-            iterations=2000, batch_size=2, learning_rate=2.5e-3, validate_every=200
+            iterations=2000, batch_size=2, learning_rate=2.5e-3, validate_every=200,
+            seed=seed,
         ),
         "denoiser": HIPPOCAMPUS_DENOISER,
         "denoiser_training": DenoiserTraining(
             iterations=3000, batch_size=8, learning_rate=1e-3, warmup=50, validate_every=100,
-            hide=0.15,
+            hide=0.15, seed=seed,
         ),
         "shift_voxels": 1,
         "copies": 3,
@@ -356,7 +360,7 @@ def _hippocampus() -> dict[str, Any]:
 
 
 HIPPOCAMPUS_DENOISER: dict[str, Any] = {
-    "channels": (64, 128), "attention": (False, True), "conditioning": "embedding",
+    "channels": (64, 128), "attention": (False, True), "groups": 8, "conditioning": "embedding",
     "condition_width": 32,
 }  # fmt: skip
-PRESETS: dict[str, Callable[[], dict[str, Any]]] = {"hippocampus": _hippocampus}
+PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {"hippocampus": _hippocampus}

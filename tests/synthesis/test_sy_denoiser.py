@@ -104,6 +104,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     for bad, text in (
         ({"channels": (8, 10)}, "multiples of groups"),
         ({"channels": ()}, "multiples of groups"),
+        ({"channels": (16, 16), "groups": 16}, "larger than that"),
+        ({"grid": (2, 3)}, "three extents"),
         ({"attention": (True,)}, "a mark for each"),
         ({"conditioning": "prefix"}, "cross-attention or embedding"),
         ({"objective": "score"}, "flow, velocity or noise"),

@@ -10,7 +10,7 @@ from monai.networks.schedulers import DDPMScheduler
 
 from medpipe.errors import UsageError
 from medpipe.synthesis.conditions import Conditions
-from medpipe.synthesis.denoiser import DenoiserSettings
+from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 from medpipe.synthesis.denoiser_training import (
     DenoiserTraining,
     LatentDraws,
@@ -175,6 +175,37 @@ def test_the_error_of_a_denoiser_is_that_of_the_closed_form():
     )
     again = denoising_errors(denoiser, data, draws=2)[0]
     assert torch.equal(told, again)
+
+
+def test_each_place_has_a_mean_and_a_spread_of_its_own():
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.rand(1, 2, 2, 2, generator=generator) + 0.2
+    center = 5 * torch.randn(1, 2, 2, 2, generator=generator)
+    mean = center + spread * torch.randn(4000, 1, 2, 2, 2, generator=generator)
+    nothing = torch.zeros(4000, 0)
+    data = Latents(mean, torch.full_like(mean, 0.5), nothing, nothing > 0, "abc")
+    settings = replace(tiny(), conditions=0, grid=(2, 2, 2))
+    once = replace(TRAINING, iterations=1, validate_every=1)
+    denoiser = train_denoiser(data, settings, once, device="cpu")
+    wanted = (spread**2 + 0.25).sqrt()
+    assert torch.allclose(denoiser.center, center, atol=0.1)
+    assert torch.allclose(denoiser.spread, wanted, rtol=0.05)
+    # what it errs by is measured with these taken out: noise and latent have variance 1
+    with torch.no_grad():
+        denoiser.unet.out[-1].conv.weight.zero_()
+        denoiser.unet.out[-1].conv.bias.zero_()
+    assert float(denoising_errors(denoiser, data.part(range(400)), draws=1)[0].mean()) == (
+        pytest.approx(2, abs=0.1)
+    )
+    # a network that says 0 leaves the noise as it is: it is put in its place
+    x = sample_latents(denoiser, (2, 2, 2), seeds=range(2000), steps=2)
+    assert torch.allclose(x.mean(0), denoiser.center, atol=0.1)
+    assert torch.allclose(x.std(0), denoiser.spread, rtol=0.1)
+    assert torch.equal(Denoiser.from_bytes(denoiser.to_bytes()).spread, denoiser.spread)
+    with pytest.raises(UsageError, match=r"latents of one size; expected \(2, 2, 2\)"):
+        sample_latents(denoiser, (2, 2, 4), seeds=[1])
+    with pytest.raises(UsageError, match="not on the grid of the settings"):
+        train_denoiser(data, replace(settings, grid=(2, 2, 4)), once, device="cpu")
 
 
 def test_a_checkpoint_of_other_latents_is_refused(tmp_path):

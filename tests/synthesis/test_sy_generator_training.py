@@ -12,7 +12,10 @@ import torch
 from medpipe.errors import InputError, StepError, UsageError
 from medpipe.io.nifti import write_nifti
 from medpipe.models import unpack_weights
+from medpipe.synthesis.autoencoder import AutoencoderSettings
+from medpipe.synthesis.autoencoder_training import AutoencoderTraining
 from medpipe.synthesis.coded import encode_moved
+from medpipe.synthesis.denoiser_training import DenoiserTraining
 from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.generator_training import GeneratorTraining, train_generator
 from medpipe.synthesis.prior_training import PriorTraining
@@ -30,6 +33,23 @@ SHORT = GeneratorTraining(
     TokeniserTraining(iterations=6, batch_size=2, validate_every=3),
     {"width": 16, "layers": 1, "heads": 2, "dropout": 0.1},
     PriorTraining(iterations=6, batch_size=4, warmup=1, validate_every=3),
+    shift_voxels=1, copies=2, validation_share=0.25,
+)  # fmt: skip
+
+
+LATENT = GeneratorTraining(
+    route="latents",
+    autoencoder=AutoencoderSettings(
+        latent_channels=2, channels=(8, 16), groups=8, patch_voxels=2, transposed=True
+    ),
+    autoencoder_training=AutoencoderTraining(iterations=6, validate_every=3),
+    denoiser={
+        "channels": (16,), "attention": (False,), "groups": 4, "conditioning": "embedding",
+        "condition_width": 8,
+    },
+    denoiser_training=DenoiserTraining(
+        iterations=6, batch_size=4, warmup=1, validate_every=3, validation_draws=2
+    ),
     shift_voxels=1, copies=2, validation_share=0.25,
 )  # fmt: skip
 
@@ -58,10 +78,14 @@ class StopError(Exception):
     pass
 
 
-def test_a_run_that_was_killed_in_either_training_ends_with_the_same_bits(folder, tmp_path):
+@pytest.mark.parametrize("training", [SHORT, LATENT], ids=["tokens", "latents"])
+def test_a_run_that_was_killed_in_either_training_ends_with_the_same_bits(
+    folder, tmp_path, training
+):
     samples = read_training_set(folder)
-    whole = train_generator(samples, SHORT, device="cpu").to_bytes()
-    for stage, at in (("tokeniser", 4), ("prior", 5)):
+    whole = train_generator(samples, training, device="cpu").to_bytes()
+    stages = ("tokeniser", "prior") if training is SHORT else ("autoencoder", "denoiser")
+    for stage, at in zip(stages, (4, 5), strict=True):
 
         def stop(name, where, stage=stage, at=at):
             if (name, where.iteration) == (stage, at):
@@ -69,8 +93,8 @@ def test_a_run_that_was_killed_in_either_training_ends_with_the_same_bits(folder
 
         checkpoints = tmp_path / stage
         with pytest.raises(StopError):
-            train_generator(samples, SHORT, device="cpu", checkpoints=checkpoints, progress=stop)
-        again = train_generator(samples, SHORT, device="cpu", checkpoints=checkpoints)
+            train_generator(samples, training, device="cpu", checkpoints=checkpoints, progress=stop)
+        again = train_generator(samples, training, device="cpu", checkpoints=checkpoints)
         assert again.to_bytes() == whole
 
 
@@ -86,10 +110,7 @@ def test_who_is_held_out_trains_neither_part(folder, tmp_path):
     assert route.prior.facts["held_out"]["n"] == 2  # as they are, not moved
     assert route.prior.facts["trained"]["n"] == 12
     held_out = set(range(8)) - set(_trained(samples, SHORT))
-    changed = read_training_set(folder)
-    for n in held_out:
-        image, labels = changed.volumes[n]
-        changed.volumes._kept[n] = (1 - image, labels)
+    changed = _inverted(folder, held_out)
     # one iteration, so that no validation chooses between weights
     once = replace(
         SHORT,
@@ -102,6 +123,68 @@ def test_who_is_held_out_trains_neither_part(folder, tmp_path):
         a, b = (getattr(m, part).state_dict() for m in (a, b))
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert one.route.prior.facts != two.route.prior.facts
+
+
+def _inverted(folder, which):
+    """The volumes of the folder, some of them with bright and dark exchanged."""
+    changed = read_training_set(folder)
+    for n in which:
+        image, labels = changed.volumes[n]
+        changed.volumes._kept[n] = (1 - image, labels)
+    return changed
+
+
+def test_who_is_held_out_trains_neither_autoencoder_nor_denoiser(folder):
+    samples = read_training_set(folder)
+    made = train_generator(samples, LATENT, device="cpu")
+    facts = made.route.denoiser.facts
+    assert facts["held_out"]["n"] == 2  # as they are, not moved
+    assert facts["trained"]["n"] == 6
+    assert made.route.autoencoder.facts["validation"]["psnr_db"]["n"] == 2
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    once = replace(
+        LATENT,
+        autoencoder_training=replace(LATENT.autoencoder_training, iterations=1),
+        denoiser_training=replace(LATENT.denoiser_training, iterations=1, warmup=0),
+    )
+    one, two = (
+        train_generator(s, once, device="cpu") for s in (samples, _inverted(folder, order[:2]))
+    )
+    for part in ("autoencoder", "denoiser"):
+        a, b = (getattr(g.route, part).state_dict() for g in (one, two))
+        assert all(torch.equal(a[name], b[name]) for name in a), part
+        assert getattr(one.route, part).facts != getattr(two.route, part).facts
+
+
+def test_balls_are_drawn_where_they_are_asked_for(tmp_path):
+    """Where the bright and the labelled voxels lie says it, not the model."""
+    samples = read_training_set(write_balls(tmp_path, 24))
+    training = replace(
+        LATENT,
+        autoencoder_training=AutoencoderTraining(
+            iterations=100, learning_rate=1e-2, batch_size=4, label_weight=0.5, validate_every=50
+        ),
+        denoiser_training=DenoiserTraining(
+            iterations=200, batch_size=16, learning_rate=5e-3, warmup=10, ema_decay=0.95,
+            validate_every=50, hide_each=0.0,
+        ),
+        shift_voxels=0, copies=1, validation_share=0.1,
+    )  # fmt: skip
+    made = train_generator(samples, training, device="cpu")
+    assert made.route.autoencoder.facts["validation"]["dice"][0]["value"] > 0.8
+    held_out = made.route.denoiser.facts["held_out"]
+    assert held_out["gain"]["mean"] > 0
+    asked = np.linspace(4, 11, 12)
+    drawn = made.sample([{"place_voxels": p} for p in asked], range(12), steps=10, batch=12)
+    places = np.arange(SIZE[0])[:, None, None]
+    images = [d.image[0].numpy() for d in drawn]
+    bright = [np.clip(image - image.max() / 2, 0, None) for image in images]
+    for values in (bright, [d.labels[0].numpy() for d in drawn]):
+        found = [(v * places).sum() / max(v.sum(), 1) for v in values]
+        assert np.corrcoef(asked, found)[0, 1] > 0.8
+        assert np.abs(np.array(found) - asked).mean() < 1.5
+    back = Generator.from_bytes(made.to_bytes())
+    assert back.sample([{"place_voxels": 5}], [3], steps=2)[0].labels is not None
 
 
 def _trained(samples, training):
@@ -151,9 +234,47 @@ def test_the_steps_train_draw_and_tell(folder):
         assert all(e.attrib["d"].count("L") == 2 for e in curves)
 
 
+def test_the_steps_train_and_tell_by_latents(folder):
+    step = TrainSynthesisd(
+        "model", route="latents", tokeniser_iterations=2, prior_iterations=2,
+        denoiser_channels=[16], shift_voxels=0, copies=1, validation_share=0.3,
+    )  # fmt: skip
+    step.set_device(torch.device("cpu"))
+    one = step.set_random_state(seed=1)({"model": str(folder)})["model"]
+    assert step.set_random_state(seed=1)({"model": str(folder)})["model"] == one
+    table = SynthesisTable()(one)
+    _, header = unpack_weights(one)
+    assert (table["route"], table["subjects_held_out"]) == ("latents", 2)
+    assert table["conditions"] == "place_voxels"
+    parts = header["parts"]
+    held_out = parts["denoiser"]["facts"]["held_out"]
+    assert table["held_out_conditional"] == held_out["conditional"]["mean"]
+    shown = parts["autoencoder"]["facts"]["validation"]
+    assert table["dice_1"] == shown["dice"][0]["value"]
+    for stage, name in (("prior", "Denoiser"), ("tokeniser", "Autoencoder")):
+        assert f"{name}: best after".encode() in SynthesisCurve(stage)(one)
+    with pytest.raises(UsageError, match="leave out half"):
+        TrainSynthesisd("model", route="latents", half=True)
+    with pytest.raises(UsageError, match=r"no such preset; expected small \| hippocampus"):
+        TrainSynthesisd("model", route="latents", preset="synthanatomy")
+
+
+def test_a_preset_gives_both_trainings_its_seed():
+    made = GeneratorTraining.preset("hippocampus", seed=4, copies=1)
+    assert made.route == "latents"
+    seeds = (made.seed, made.autoencoder_training.seed, made.denoiser_training.seed)
+    assert (*seeds, made.copies) == (4, 4, 4, 1)
+    with pytest.raises(UsageError, match="no such preset; expected hippocampus, got 'x'"):
+        GeneratorTraining.preset("x")
+
+
 def test_what_cannot_be_is_said_before_anything_is_trained(folder, tmp_path):
     with pytest.raises(UsageError, match="copies of 1 or more"):
         replace(SHORT, copies=0)
+    with pytest.raises(UsageError, match="unknown route; expected tokens or latents, got codes"):
+        replace(SHORT, route="codes")
+    with pytest.raises(UsageError, match="channels is wrong"):
+        replace(LATENT, denoiser={"channels": (10,), "attention": (False,)})
     with pytest.raises(UsageError, match="width is not divisible by heads"):
         TrainSynthesisd("model", width=10, heads=3)
     with pytest.raises(UsageError, match=r"too few subjects.*got 1"):
