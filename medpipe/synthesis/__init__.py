@@ -40,6 +40,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "evaluation": ("evaluate_synthesis",),
     "evaluation_sets": ("EvaluationSettings", "Measured", "SynthesisSet", "UtilityPlan"),
     "evaluation_controls": ("require_controls",),
+    "generator_facts": ("likelihoods_of", "reconstructions_of"),
+    "cost": ("sampling_cost",),
     "latents": ("Latents", "encode_latents"),
     "gaussian": ("Gaussian",),
     "baselines": ("PcaGaussian", "RegistrationSettings", "TemplateDeformation"),

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import ArrayLike
 
 from medpipe.errors import InputError
+from medpipe.synthesis.evaluation_conditions import check_conditions, conditions_of
 from medpipe.synthesis.evaluation_controls import gates_of, plant_controls, void_gates
 from medpipe.synthesis.evaluation_parts import (
     Aligned,
     align_sets,
     anatomy,
-    conditions_of,
+    check_utility,
     diversity,
     likelihood_gaps,
     privacy_of,
@@ -79,7 +80,7 @@ def evaluate_synthesis(
         Trained with real cases alone; its features are those of every distance of features.
     settings : EvaluationSettings
     measures : mapping of name to Measured, optional
-        How conditions that are no regions are measured.
+        How conditions are measured that are no region's volume in mm³.
     reconstruction : Tensor, shape (n, I, J, K), optional
         Images of `real_test` after the tokeniser and back, for the second ceiling.
     likelihoods : mapping of name to pair of arrays, optional
@@ -114,6 +115,9 @@ def evaluate_synthesis(
     tell = progress or (lambda name: None)
     s = settings
     _check_sets(real_train, real_test, synthetic, reconstruction)
+    check_conditions(conditions or {}, measures or {}, len(synthetic), len(real_test), s)
+    if utility:
+        check_utility(utility, real_train, real_test, synthetic)
     tell("segmenting")
     seen, seen_test = (segmenter.labels(x.images) for x in (synthetic, real_test))
     features = tuple(segmenter.features(x.images) for x in (real_test, synthetic))

@@ -35,20 +35,25 @@ class CaseTable:
     cases : SynthesisSet
     values : dict of name to array (n,)
         The columns that were asked for.
-    patients : tuple of str
+    case_ids, patients : tuple of str
         One for each case: the case itself where the table names no patient.
+    rows : tuple of dict
+        What else the table says of each case, as texts.
     spacing_mm : tuple of 3 floats
     """
 
     cases: SynthesisSet
     values: dict[str, NDArray[np.float64]]
+    case_ids: tuple[str, ...]
     patients: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
     spacing_mm: tuple[float, ...]
 
 
 def read_cases(
-    manifest: str | os.PathLike[str], *, values: Sequence[str] = (), need_labels: bool = False
-) -> CaseTable:
+    manifest: str | os.PathLike[str], *, values: Sequence[str] = (),
+    known: Sequence[str] = (), need_labels: bool = False,
+) -> CaseTable:  # fmt: skip
     """Read the images and labels of a table.
 
     Intensities are brought to about 0 to 1 by percentiles of each image.
@@ -60,6 +65,8 @@ def read_cases(
         ``docs/how-to/manifests.md``).
     values : sequence of str
         Columns of numbers that are needed too, such as what was requested.
+    known : sequence of str
+        Columns of numbers that are read where the table has them.
     need_labels : bool
         Whether each case must have labels; otherwise they are read if all have them.
 
@@ -88,9 +95,13 @@ def read_cases(
     if first is None:
         raise InputError("the table has no cases")
     made = SynthesisSet(torch.stack(images), torch.stack(labels) if with_labels else None)
-    columns = {name: np.array([_number(case, name) for case in rows]) for name in values}
-    patients = tuple(case.patient_id or case.case_id for case in rows)
-    return CaseTable(made, columns, patients, first[1])
+    there = [name for name in known if name in rows[0].covariates]
+    columns = {name: np.array([_number(case, name) for case in rows]) for name in [*values, *there]}
+    return CaseTable(
+        made, columns, tuple(case.case_id for case in rows),
+        tuple(case.patient_id or case.case_id for case in rows),
+        tuple(dict(case.covariates) for case in rows), first[1],
+    )  # fmt: skip
 
 
 Grid = tuple[tuple[int, ...], tuple[float, ...], str]

@@ -13,12 +13,10 @@ from medpipe.errors import InputError, UsageError
 from medpipe.stats.interval import Interval
 from medpipe.synthesis.evaluation_sets import (
     EvaluationSettings,
-    Measured,
     SynthesisSet,
     UtilityPlan,
 )
-from medpipe.synthesis.metrics._figures import Floats, column
-from medpipe.synthesis.metrics.agreement import agreement_table
+from medpipe.synthesis.metrics._figures import Floats
 from medpipe.synthesis.metrics.distances import rms_distances
 from medpipe.synthesis.metrics.frechet import frechet
 from medpipe.synthesis.metrics.kernel import kid
@@ -39,7 +37,7 @@ __all__ = [
     "Aligned",
     "align_sets",
     "anatomy",
-    "conditions_of",
+    "check_utility",
     "diversity",
     "likelihood_gaps",
     "privacy_of",
@@ -150,77 +148,6 @@ def anatomy(
     ).to_dict()  # fmt: skip
 
 
-def conditions_of(
-    requested: Mapping[str, ArrayLike], made: SynthesisSet, seen: torch.Tensor,
-    test: SynthesisSet, seen_test: torch.Tensor, settings: EvaluationSettings, *,
-    measures: Mapping[str, Measured], reconstruction: torch.Tensor | None,
-    segment: Callable[[torch.Tensor], torch.Tensor],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Compare what was requested with what an independent measurement finds, with ceilings.
-
-    A condition with the name of a region is a volume in mm³, measured by the segmenter;
-    any other has its own measurement.
-
-    Raises
-    ------
-    UsageError
-        If a condition is no region and has no measurement.
-    InputError
-        If its values do not fit the cases.
-    """
-    rebuilt = None if reconstruction is None else segment(reconstruction)
-    out = []
-    for name, values in requested.items():
-        x = column(values, f"condition {name}", len(made), least=4)
-        own = measures.get(name)
-        if own is None and name not in settings.regions:
-            raise UsageError(
-                f"condition {name} cannot be measured",
-                expected=f"a region ({', '.join(settings.regions)}) or a measurement of it",
-            )
-        regions = {name: settings.regions[name]} if own is None else {}
-
-        def measured(
-            images: torch.Tensor, labels: torch.Tensor, own: Measured | None = own,
-            name: str = name, regions: Any = regions,
-        ) -> Floats:  # fmt: skip
-            if own is not None:
-                return column(own.measure(images), f"measured {name}", len(images))
-            return label_volumes(labels, settings.spacing_mm, regions)[name]
-
-        truth = _truth(name, own, test, settings)
-        ceilings: dict[str, tuple[ArrayLike, ArrayLike]] = {}
-        if truth is not None and np.ptp(truth) > 0:
-            ceilings["measurement"] = (truth, measured(test.images, seen_test))
-            if reconstruction is not None and rebuilt is not None:
-                ceilings["reconstruction"] = (truth, measured(reconstruction, rebuilt))
-        y = measured(made.images, seen)
-        table = agreement_table((x, y), ceilings, **settings.resampled())
-        out.append(
-            {
-                "name": name,
-                "unit": "mm³" if own is None else own.unit,
-                "rows": {k: v.to_dict() for k, v in table.items()},
-                "points": {
-                    k: {"requested": list(map(float, a)), "measured": list(map(float, b))}  # type: ignore[arg-type]
-                    for k, (a, b) in {"synthetic": (x, y), **ceilings}.items()
-                },
-            }
-        )
-    return out
-
-
-def _truth(
-    name: str, own: Measured | None, test: SynthesisSet, settings: EvaluationSettings
-) -> Floats | None:
-    """Return what the held-out real cases have, where it is known."""
-    if own is not None:
-        return None if own.truth is None else column(own.truth, f"true {name}", len(test))
-    if test.labels is None:
-        return None
-    return label_volumes(test.labels, settings.spacing_mm, {name: settings.regions[name]})[name]
-
-
 def privacy_of(
     aligned: Aligned, settings: EvaluationSettings, made: torch.Tensor | None = None
 ) -> tuple[Privacy, Interval, dict[str, Floats]]:
@@ -254,6 +181,24 @@ def likelihood_gaps(
     return {name: nll_gap(*pair, level=level).to_dict() for name, pair in given.items()}
 
 
+def check_utility(
+    plan: UtilityPlan, train: SynthesisSet, test: SynthesisSet, made: SynthesisSet
+) -> None:
+    """Raise InputError without labels, and UsageError if there are too few real cases."""
+    named = (("training", train), ("held-out", test), ("synthetic", made))
+    for name, cases in named:
+        if cases.labels is None:
+            raise InputError(
+                f"the {name} cases have no labels",
+                hint="the utility needs those of all three sets; leave it out without them",
+            )
+    if plan.real_cases > len(train):
+        raise UsageError(
+            "there are not so many real cases", expected=f"1 to {len(train)}",
+            got=str(plan.real_cases),
+        )  # fmt: skip
+
+
 def utility_of(
     plan: UtilityPlan, train: SynthesisSet, test: SynthesisSet, made: SynthesisSet,
     settings: EvaluationSettings, tell: Tell,
@@ -266,13 +211,8 @@ def utility_of(
         ``regions``: rows of `utility_table` by region; ``reference`` is the name of the row
         that differences are to; ``real_cases``, ``seeds``, and ``tested`` cases by region.
     """
-    if test.labels is None:
-        raise InputError("the held-out cases have no labels to test with")
-    k = plan.real_cases
-    if k > len(train):
-        raise UsageError(
-            "there are not so many real cases", expected=f"1 to {len(train)}", got=str(k)
-        )
+    check_utility(plan, train, test, made)
+    k, truth = plan.real_cases, torch.stack([labels[0] for _, labels in test.pairs()])
     reference = f"real {k}"
     scores: dict[str, dict[str, list[Floats]]] = {name: {} for name in settings.regions}
     for seed in plan.seeds:
@@ -284,7 +224,7 @@ def utility_of(
         for name, samples in ways.items():
             tell(f"training with {name}, seed {seed}")
             found = plan.train(samples, int(seed))(test.images)
-            dice = dice_of_regions(found, test.labels, settings.regions)
+            dice = dice_of_regions(found, truth, settings.regions)
             for region, values in dice.items():
                 scores[region].setdefault(name, []).append(values)
     regions, tested = {}, {}

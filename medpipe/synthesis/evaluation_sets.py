@@ -73,20 +73,36 @@ class SynthesisSet:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """How a condition that is no volume of a region is measured.
+    """How a condition is measured: by a function, in a region, or before the evaluation.
 
     Parameters
     ----------
-    measure : callable
+    measure : callable, optional
         Values (n,) of images (n, I, J, K).
     truth : array (n,), optional
-        Values of the held-out real cases, for the ceiling.
+        Values of the held-out real cases, for the ceiling; of a region those of their labels.
     unit : str
+        Of a region's volume mm³ or ml.
+    region : str, optional
+        Whose volume it is, as the segmenter finds it.
+    values : mapping of str to array (n,), optional
+        Measured before: in ``synthetic`` and, for the ceilings, in ``real`` held-out cases
+        and their ``reconstruction``.
     """
 
-    measure: Callable[[torch.Tensor], ArrayLike]
+    measure: Callable[[torch.Tensor], ArrayLike] | None = None
     truth: ArrayLike | None = None
     unit: str = ""
+    region: str | None = None
+    values: Mapping[str, ArrayLike] | None = None
+
+    def __post_init__(self) -> None:
+        given = sum(way is not None for way in (self.measure, self.region, self.values))
+        if given != 1:
+            raise UsageError(
+                "how a condition is measured is not clear",
+                expected="one of measure, region and values", got=str(given),
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from sy_labelled_sets import REGIONS, by_intensity, egg_set, eggs, moments
+from sy_labelled_sets import REGIONS, by_intensity, eggs, moments
+from sy_labelled_sets import egg_set as drawn_set
 
 from medpipe.errors import InputError, StepError, UsageError
 from medpipe.synthesis.evaluation import evaluate_synthesis
-from medpipe.synthesis.evaluation_controls import require_controls
+from medpipe.synthesis.evaluation_conditions import conditions_of
+from medpipe.synthesis.evaluation_controls import gates_of, require_controls
 from medpipe.synthesis.evaluation_sets import (
     EvaluationSettings,
     Measured,
@@ -25,6 +28,9 @@ from medpipe.synthesis.metrics import label_volumes
 SETTINGS = EvaluationSettings(
     REGIONS, alignment="centre", resamples=200, splits=20, pairs=60, permutations=39, shown=4
 )
+
+
+egg_set = cache(drawn_set)
 
 
 @dataclass
@@ -55,12 +61,33 @@ def evaluated(synthetic, conditions=None, **more):
     )
 
 
+BRIGHT = Measured(
+    lambda images: images.flatten(1).double().mean(1), np.linspace(0.1, 0.3, 24), "a.u."
+)
+
+
 @pytest.fixture(scope="module")
-def honest():
+def trainings():
+    """Which trainings the honest set was evaluated with."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def honest(trainings):
     made, conditions = asked(30, 2)
     test = egg_set(24, 1)
+
+    def train(samples, seed):
+        trainings.append((len(samples), seed))
+        # more cases, better thresholds
+        off = 1.0 / len(samples) + 0.01 * seed
+        return lambda images: (images > 0.3 + off).long() + (images > 0.7 + off).long()
+
+    in_ml = {"core_ml": conditions["core"] / 1000}
     return evaluated(
-        made, conditions, controls=True, reconstruction=test.images * 0.98,
+        made, conditions | in_ml | {"brightness": BRIGHT.measure(made.images)}, controls=True,
+        measures={"brightness": BRIGHT, "core_ml": Measured(region="core", unit="ml")},
+        reconstruction=test.images * 0.98, utility=UtilityPlan(train, 5, (0, 1, 2)),
         likelihoods={"held_out": (np.linspace(4.4, 4.6, 9), np.linspace(4.3, 4.4, 9))},
         cost={"seconds_per_sample": 0.5, "peak_bytes": 10**9, "device": "cpu"}, simulated=True,
     )  # fmt: skip
@@ -159,45 +186,88 @@ def test_a_gate_that_is_blind_here_is_void():
         require_controls({"controls": []})
 
 
-def test_conditions_that_are_no_regions_have_their_own_measurement():
-    made, conditions = asked(30, 2)
-    bright = Measured(
-        lambda images: images.flatten(1).double().mean(1), np.linspace(0.1, 0.3, 24), "a.u."
-    )
-    found = evaluated(
-        made, {"brightness": bright.measure(made.images)}, measures={"brightness": bright}
-    )["conditions"][0]
+def test_conditions_that_are_no_regions_have_their_own_measurement(honest):
+    found = next(c for c in honest["conditions"] if c["name"] == "brightness")
     assert found["unit"] == "a.u."
     assert found["rows"]["synthetic"]["slope"]["value"] == pytest.approx(1)
-    assert set(found["rows"]) == {"synthetic", "measurement"}
+    # measured in the reconstructions too: 2 % darker
+    assert set(found["rows"]) == {"synthetic", "measurement", "reconstruction"}
+    points = found["points"]
+    assert points["reconstruction"]["measured"] == pytest.approx(
+        [0.98 * v for v in points["measurement"]["measured"]]
+    )
+
+
+def test_volumes_may_be_asked_for_in_ml(honest):
+    mm3, ml = (
+        next(c for c in honest["conditions"] if c["name"] == name) for name in ("core", "core_ml")
+    )
+    assert ml["unit"] == "ml"
+    for key in ("requested", "measured"):
+        assert ml["points"]["synthetic"][key] == pytest.approx(
+            [v / 1000 for v in mm3["points"]["synthetic"][key]]
+        )
+    assert ml["rows"]["measurement"]["bias"]["value"] == pytest.approx(0, abs=1e-9)
+
+
+def agreements(requested, measures, **more):
+    """Compare conditions alone."""
+    made, test = egg_set(30, 2), egg_set(24, 1)
+    seen, seen_test = (by_intensity(s.images) for s in (made, test))
+    return conditions_of(
+        requested, made, seen, test, seen_test, SETTINGS, measures=measures, reconstruction=None,
+        segment=by_intensity, **more,
+    )  # fmt: skip
+
+
+def test_what_was_measured_before_is_taken_as_it_is(honest):
+    age, guess = np.linspace(20, 80, 30), np.linspace(22, 82, 30)
+    known = Measured(
+        values={"synthetic": guess, "real": np.linspace(30, 53, 24)}, unit="years",
+        truth=np.linspace(30, 53, 24),
+    )  # fmt: skip
+    (found,) = agreements({"age": age}, {"age": known})
+    assert found["rows"]["synthetic"]["bias"]["value"] == pytest.approx(2)
+    assert found["rows"]["measurement"]["error"]["value"] == pytest.approx(0)
+    # without the real cases there is no ceiling
+    (found,) = agreements({"age": age}, {"age": Measured(values={"synthetic": guess})})
+    assert set(found["rows"]) == {"synthetic"}
+    with pytest.raises(InputError, match="condition age was not measured in the synthetic"):
+        agreements({"age": age}, {"age": Measured(values={"real": np.ones(24)})})
+
+
+def test_a_measurement_that_tells_nothing_passes_no_gate(honest):
     constant = Measured(lambda images: torch.ones(len(images)))
-    found = evaluated(made, {"core": conditions["core"]}, measures={"core": constant})
-    assert found["gates"][2]["passed"] is False
-    assert "not determined" in found["gates"][2]["found"]
+    core = asked(30, 2)[1]["core"]
+    gates = gates_of(honest | {"conditions": agreements({"core": core}, {"core": constant})})
+    assert gates[2]["name"] == "conditions"
+    assert gates[2]["passed"] is False
+    assert "not determined" in gates[2]["found"]
 
 
-def test_utility_trains_each_way_with_each_seed():
-    calls = []
-
-    def train(samples, seed):
-        calls.append((len(samples), seed))
-        # more cases, better thresholds
-        off = 1.0 / len(samples) + 0.01 * seed
-        return lambda images: (images > 0.3 + off).long() + (images > 0.7 + off).long()
-
-    made = egg_set(30, 2)
-    found = evaluated(made, utility=UtilityPlan(train, 5, (0, 1, 2)))["utility"]
-    assert sorted(set(calls)) == sorted((n, s) for n in (5, 30, 35, 36) for s in (0, 1, 2))
+def test_utility_trains_each_way_with_each_seed(honest, trainings):
+    found = honest["utility"]
+    assert sorted(set(trainings)) == sorted((n, s) for n in (5, 30, 35, 36) for s in (0, 1, 2))
+    assert len(trainings) == 12
     assert set(found["regions"]) == set(REGIONS)
     rows = {r["name"]: r for r in found["regions"]["shell"]}
     assert set(rows) == {"synthetic", "real 5", "real 5 + synthetic", "real 36"}
     assert rows["real 5"]["difference"] is None
     assert rows["real 5 + synthetic"]["difference"]["value"] > 0
     assert found["tested"] == {"shell": 24, "core": 24}
+
+
+def test_what_the_utility_needs_is_asked_for_before_anything_is_measured():
+    def train(samples, seed):
+        raise AssertionError
+
+    made = egg_set(30, 2)
     with pytest.raises(UsageError, match="too few seeds"):
         UtilityPlan(train, 5, (0, 0, 1))
     with pytest.raises(UsageError, match="not so many real cases"):
         evaluated(made, utility=UtilityPlan(train, 99))
+    with pytest.raises(InputError, match="the synthetic cases have no labels"):
+        evaluated(SynthesisSet(made.images), utility=UtilityPlan(train, 5))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +278,7 @@ def test_utility_trains_each_way_with_each_seed():
         (lambda m: (SynthesisSet(m.images / 0), None), InputError, "synthetic .*missing"),
         (lambda m: (m, {"age": np.arange(30.0)}), UsageError, "age cannot be measured"),
         (lambda m: (m, {"core": np.arange(7.0)}), InputError, "condition core has another count"),
-        (lambda m: (m, {"core": np.ones(30)}), InputError, "all requests are the same"),
+        (lambda m: (m, {"core": np.ones(30)}), InputError, "core: all requests are the same"),
     ],
 )
 def test_what_is_wrong_is_said(change, error, says):
@@ -227,3 +297,9 @@ def test_sets_and_settings_are_checked():
         EvaluationSettings()
     with pytest.raises(InputError, match="no labels"):
         SynthesisSet(images).pairs()
+    with pytest.raises(UsageError, match="one of measure, region and values"):
+        Measured()
+    with pytest.raises(UsageError, match="unit of condition core is none of volumes"):
+        agreements({"core": np.arange(30.0)}, {"core": Measured(region="core", unit="cups")})
+    with pytest.raises(UsageError, match="condition wall cannot be measured"):
+        agreements({"wall": np.arange(30.0)}, {"wall": Measured(region="wall", unit="ml")})
