@@ -7,7 +7,7 @@ the picture of how many cases it is and whether the data are simulated.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,10 +72,14 @@ def _axis_below(plot: Plot, label: str) -> list[str]:
     return out
 
 
-def _legend(rows: Sequence[tuple[str, str]], y: float) -> tuple[list[str], float]:
+def _legend(rows: Sequence[tuple[str, str]], y: float, points: int = 0) -> tuple[list[str], float]:
+    """Return rows of style and text; the first `points` are of points, the others of lines."""
     out = []
-    for style, text in rows:
-        out.append(f'<line x1="0" y1="{y - 4:.1f}" x2="26" y2="{y - 4:.1f}" {style}/>')
+    for rank, (style, text) in enumerate(rows):
+        if rank < points:
+            out.append(f'<circle cx="13" cy="{y - 4:.1f}" r="3.4" {style}/>')
+        else:
+            out.append(f'<line x1="0" y1="{y - 4:.1f}" x2="26" y2="{y - 4:.1f}" {style}/>')
         out.append(text_at(33, y, shortened(text, WIDTH - 33)))
         y += LINE
     return out, y
@@ -149,7 +153,8 @@ def distances_svg(
     if not sets:
         return ""
     facts = set_facts({k: len(v) for k, v in sets.items()}, simulated=simulated)
-    head, top = _head(facts)
+    # long names: each stands at its own histogram, with its count
+    head, top = _head(replace(facts, sets=f"{len(sets)} sets of distances"))
     x_range = _range([*sets.values(), list(marks.values())], zero=True)
     row = 62.0
     plot = Plot(x_range, (0.0, 1.0), top, row * len(sets), left=4.0)
@@ -168,7 +173,8 @@ def distances_svg(
             f'<path class="counts" d="{path}" fill="{colour_of(rank)}" fill-opacity="0.75"/>'
         )
         parts.append(line("axis", plot.left, base, plot.right, base))
-        parts.append(text_at(plot.left, base - row + 14, shortened(name, WIDTH)))
+        text = shortened(f"{name}, n = {len(values)}", WIDTH)
+        parts.append(text_at(plot.left, base - row + 14, text))
     for value in marks.values():
         x = plot.x(value)
         parts.append(line("axis", x, top, x, plot.base, DASHED))
@@ -211,10 +217,10 @@ def agreement_svg(
         ]
     in_unit = f", {unit}" if unit else ""
     rows = [
-        (stroke_of(rank), f"{name}  {texts.get(name, '')}".strip())
+        (f'fill="{colour_of(rank)}"', f"{name}  {texts.get(name, '')}".strip())
         for rank, name in enumerate(points)
     ]
-    legend, end = _legend([*rows, (REFERENCE, "measured = requested")], plot.base + 52)
+    legend, end = _legend([*rows, (REFERENCE, "measured = requested")], plot.base + 52, len(points))
     frame = plot.frame(f"requested{in_unit}", f"measured{in_unit}")
     parts = [*head, *frame, plot.clipped(inside), *legend]
     return document(title, facts, end - 6, parts)

@@ -36,11 +36,21 @@ __all__ = ["synthesis_page"]
 MAX_PICTURE_BYTES = 2_000_000
 MAX_PICTURES = 48
 _PNG = b"\x89PNG\r\n\x1a\n"
-_POINTS = {"synthetic": "synthetic", "measurement": "real", "reconstruction": "real, tokenised"}
+_POINTS = {
+    "synthetic": "synthetic",
+    "measurement": "real",
+    "reconstruction": "real, compressed and back",
+}
 _NEAREST = {
     "synthetic_to_train": "synthetic to training",
     "synthetic_to_held_out": "synthetic to held-out",
     "held_out_to_train": "held-out to training (real)",
+}
+
+
+_ALIGNED = {
+    "rigid": "turned and moved onto the mean of the real cases",
+    "centre": "moved by the centre of mass",
 }
 
 
@@ -73,6 +83,7 @@ def synthesis_page(evaluation: Mapping[str, Any]) -> str:
         source="",
         simulated=evaluation.get("simulated") is True,
         counts=_counts(counts),
+        made=int(number(counts.get("synthetic")) or 0),
         level=percent_of(evaluation),
         tiles=tiles(evaluation),
         gates=gate_rows(evaluation),
@@ -90,7 +101,7 @@ def synthesis_page(evaluation: Mapping[str, Any]) -> str:
         t_picture=_address(picture.get("png")),
         t_threshold=number(picture.get("threshold")),
         t_end=number(picture.get("end")),
-        alignment=str(t_map.get("alignment") or ""),
+        alignment=_ALIGNED.get(str(t_map.get("alignment")), ""),
         inside=number(t_map.get("inside_share")),
         privacy=privacy_rows(evaluation),
         rule=str(privacy.get("rule") or ""),
@@ -183,7 +194,7 @@ def _distances(evaluation: Mapping[str, Any]) -> Any:
     svg = distances_svg(
         {name: numbers(nearest.get(key)) for key, name in _NEAREST.items()},
         title="Distances to the nearest case",
-        x_label="root mean square difference of intensities",
+        x_label="root mean square difference of intensities (0 to 1)",
         marks={} if smallest is None else {"smallest between two real cases": smallest},
         simulated=evaluation.get("simulated") is True,
     )

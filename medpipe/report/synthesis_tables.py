@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,10 +33,14 @@ DISTRIBUTION = (
     ("density", "density", "how crowded with real cases their places are", 2),
     ("coverage", "coverage", "share of real cases with a synthetic neighbour", 2),
 )
+_GAPS = {
+    "held_out": "above 0: the prior knows by heart which training case a condition is of",
+    "training": "far below that of held-out cases: learned by heart",
+}
 _ROWS = {
     "synthetic": "synthetic",
     "measurement": "ceiling: real cases, measured",
-    "reconstruction": "ceiling: real cases, after the tokeniser, measured",
+    "reconstruction": "ceiling: real cases, compressed and back, measured",
 }
 
 
@@ -76,15 +81,19 @@ def control_rows(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the figures at the top."""
-    counts = as_dict(evaluation.get("n"))
+    gates, controls = (as_dicts(evaluation.get(k)) for k in ("gates", "controls"))
+    passed = sum(_word(g.get("passed"), g.get("void"))[0] == "passed" for g in gates)
+    caught = sum(c.get("caught") is True for c in controls)
+    planted = f"{caught} of {len(controls)} planted sets caught" if controls else "none was tested"
     privacy = as_dict(evaluation.get("privacy"))
     kid = as_dict(as_dict(evaluation.get("distribution")).get("kid"))
+    digits = _digits(kid)
     out = [
-        _tile("Synthetic cases", str(int(number(counts.get("synthetic")) or 0)), ""),
+        _tile("Gates passed", f"{passed} of {len(gates)}", planted),
         _tile("Copies", str(privacy.get("verdict") or NONE),
               f"distance ratio {short_interval(as_dict(privacy.get('ratio')))}"),
-        _tile("KID", interval_text(as_dict(kid.get("figure")), 4)["value"],
-              f"real halves {interval_text(as_dict(kid.get('floor')), 4)['between']}"),
+        _tile("KID", interval_text(as_dict(kid.get("figure")), digits)["value"],
+              f"real halves {interval_text(as_dict(kid.get('floor')), digits)['between']}"),
     ]  # fmt: skip
     for condition in as_dicts(evaluation.get("conditions"))[:3]:
         rows = as_dict(condition.get("rows"))
@@ -96,6 +105,13 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     if seconds is not None:
         out.append(_tile("Time of a sample", duration(seconds), ""))
     return out
+
+
+def _digits(row: Mapping[str, Any], least: int = 4) -> int:
+    """Return how many digits show the floor of a figure, and `least` of them."""
+    floor = as_dict(row.get("floor"))
+    ends = [abs(number(floor.get(k)) or 0.0) for k in ("low", "high")]
+    return max(least, min(9, 1 - math.floor(math.log10(max(ends))))) if max(ends) > 0 else least
 
 
 def _tile(name: str, value: str, below: str) -> dict[str, str]:
@@ -110,7 +126,8 @@ def distribution_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         row = as_dict(found.get(key))
         if not row:
             continue
-        made, real = (interval_text(as_dict(row.get(k)), digits) for k in ("figure", "floor"))
+        shown = _digits(row) if key == "kid" else digits
+        made, real = (interval_text(as_dict(row.get(k)), shown) for k in ("figure", "floor"))
         method = str(as_dict(row.get("figure")).get("method") or "")
         out.append({"name": name, "means": means, "made": made, "real": real, "method": method})
     return out
@@ -129,12 +146,12 @@ def volume_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         }  # fmt: skip
         text["wasserstein"] = interval_text(as_dict(distance.get("figure")), 0)
-        floor = interval_text(as_dict(distance.get("floor")), 0)
+        floor = interval_text(as_dict(distance.get("floor")), 0)["between"]
+        text["wasserstein"]["note"] = f"real halves {floor}" if floor else ""
         out.append(
             {
                 "region": str(row.get("region")),
                 **text,
-                "floor": floor["between"],
                 "p": p_text(row.get("p_bonferroni")),
             }
         )
@@ -227,13 +244,14 @@ def privacy_rows(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     row("distance to the nearest held-out case, median", found.get("to_held_out"))
     row("share closer to the training cases", closer.get("figure"), closer.get("floor"),
         "no bar at 0.5: a set made from training cases is closer to them", 2)  # fmt: skip
-    row("authentic share", authentic.get("figure"), authentic.get("floor"), "", 2)
+    row("authentic share", authentic.get("figure"), authentic.get("floor"),
+        "further from the nearest training case than that is from all others", 2)  # fmt: skip
     row("membership, AUC", found.get("membership"), None, "0.5: an attacker guesses", 2)
     for name, gap in as_dict(found.get("likelihoods")).items():
         figure = {**as_dict(gap), "value": as_dict(gap).get("difference")}
         label = str(name).replace("_", "-")
         row(f"likelihood gap, {label} cases (nats per token)", figure, None,
-            "above 0: conditions are learned by heart")  # fmt: skip
+            _GAPS.get(str(name), ""))  # fmt: skip
     return out
 
 
@@ -267,6 +285,11 @@ def cost_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
         out.append(("Seconds per sample", duration(cost.get("seconds_per_sample"))))
     if number(cost.get("peak_bytes")) is not None:
         out.append(("Peak memory", bytes_text(cost.get("peak_bytes"))))
+    if number(cost.get("added_bytes")) is not None:
+        out.append(("Memory that drawing added", bytes_text(cost.get("added_bytes"))))
+    threads = number(cost.get("threads"))
+    if threads is not None and cost.get("device") == "CPU":
+        out.append(("Threads", str(int(threads))))
     if cost.get("device"):
         out.append(("Device", str(cost.get("device"))))
     return out

@@ -34,7 +34,7 @@ def test_each_says_how_many_cases_it_is_of_and_whether_they_are_simulated(name):
         svg = FIGURES[name](simulated)
         root = ElementTree.fromstring(svg)
         said = "".join(root.itertext())
-        assert re.search(r"\b3 synthetic", said)
+        assert re.search(r"\b3 synthetic|synthetic[^,]*, n = 3", said)
         assert ("simulated data" in said) == simulated
         assert "nan" not in svg
     assert "<cases>" not in svg
@@ -56,6 +56,8 @@ def test_points_on_the_line_are_drawn_on_it():
     root = ElementTree.fromstring(FIGURES["agreement"](False))
     dots = [d for d in root.iter("circle") if d.get("class") == "case"]
     assert len(dots) == 5
+    marks = [d for d in root.iter("circle") if d.get("class") != "case"]
+    assert len({d.get("fill") for d in marks}) == len(marks) == 2
     # the two real ones come first, below the others, on the diagonal of a square
     (x1, y1), (x2, y2) = ((float(d.get("cx")), float(d.get("cy"))) for d in dots[:2])
     assert x2 - x1 == pytest.approx(y1 - y2, rel=0.1)
