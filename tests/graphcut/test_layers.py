@@ -48,13 +48,12 @@ def reference_energies(layers, relations, masks, spacing):
                     price = float(torch.as_tensor(capacity, dtype=torch.float64).expand(shape)[p])
                     pay(price, here & ~mask[(slice(None), *q)])
     names = [layer.name for layer in layers]
-    box = list(itertools.product(range(-4, 5), repeat=3))
+    box = np.array(list(itertools.product(range(-4, 5), repeat=3)))
     for relation in relations:
         a, b = (masks[:, names.index(n)] for n in relation.layers)
         contain = isinstance(relation, Contain)
-        for p, v in itertools.product(voxels, box):
-            if np.linalg.norm(np.multiply(v, spacing)) > relation.distance_mm + 1e-9:
-                continue
+        near = box[np.linalg.norm(box * spacing, axis=1) <= relation.distance_mm + 1e-9]
+        for p, v in itertools.product(voxels, near.tolist()):
             q = tuple(np.add(p, v))
             if q in voxels:
                 there = b[(slice(None), *q)]
