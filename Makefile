@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 WORKERS ?= 2
+# modules are compiled when they are imported; most of those installed never are
+PIP_ARGS := --quiet --disable-pip-version-check --no-compile
 # neighbouring tests stay on one worker, and with them what they share
 PYTEST_ARGS ?= -n $(WORKERS) --dist worksteal
 
@@ -19,7 +21,7 @@ environment: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	@touch $@
 
 demo: environment
@@ -40,7 +42,7 @@ format: environment
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbmake --nbmake-timeout=900 tests notebooks
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --nbmake --nbmake-timeout=900 notebooks tests
 
 # What a user gets: the wheel alone, in an environment of its own, away from the checkout.
 wheel-check: environment

@@ -99,8 +99,8 @@ except StoreError as error:
     print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-B", "-c", script], capture_output=True, text=True, check=True
+    )  # B: of a compiled module Python would keep the first 1000 bytes
     assert "could not be written" in done.stdout
     assert "free disk space" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -269,7 +269,8 @@ for limit in (0, 300, 4096, 200_000, 300_000):
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_full_disk_leaves_the_old_file_and_nothing_else(suffix: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path / f"a{suffix}")],
+        # B: Python would keep the first part of a compiled module
+        [sys.executable, "-B", "-c", CHILD, str(tmp_path / f"a{suffix}")],
         capture_output=True,
         text=True,
         timeout=60,
