@@ -44,6 +44,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "cost": ("sampling_cost",),
     "latents": ("Latents", "encode_latents"),
     "gaussian": ("Gaussian",),
+    "baseline_fit": ("fit_baseline",),
+    "baseline_route": ("BaselineRoute",),
     "baselines": ("PcaGaussian", "RegistrationSettings", "TemplateDeformation"),
     "pairs": ("PairSettings", "TrainingPair", "load_pair", "load_pairs", "stacked"),
     "split": ("PatientSplit", "read_split", "split_patients", "write_split"),

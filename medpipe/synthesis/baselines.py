@@ -1,8 +1,9 @@
 """What a deep model must beat: a Gaussian of voxels, and a deformed template.
 
-`PcaGaussian` draws images and labels together from a Gaussian with a few principal
-directions. `TemplateDeformation` deforms one mean image, and its labels with it, by
-velocities that are drawn from a Gaussian of those that registration found.
+`PcaGaussian` draws images and labels together from a Gaussian with some principal
+directions; its labels have the volumes that their shares add up to, which are as linear in
+what was drawn as the Gaussian is. `TemplateDeformation` deforms one mean image, and its
+labels with it, by velocities that are drawn from a Gaussian of those that registration found.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from medpipe.errors import InputError
 from medpipe.models import pack_weights, unpack_weights
-from medpipe.synthesis.deformation import flow, register, spread_out, warped
+from medpipe.synthesis.deformation import flow_from_nodes, register, resized, warped
 from medpipe.synthesis.gaussian import Gaussian
+from medpipe.synthesis.label_shares import labels_of_shares
 from medpipe.synthesis.tokeniser import join_labels
 from medpipe.synthesis.tokeniser_samples import check_intensities
 from medpipe.types import Json
@@ -46,13 +48,11 @@ def _joined(images: Tensor, labels: Tensor | None, classes: int) -> Tensor:
 
 
 def _parted(joined: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
-    """Return images and the most likely labels (B, 1, I, J, K) of what was joined."""
+    """Return images and the labels (B, 1, I, J, K) of what was joined."""
     if not classes:
         return joined, None
-    channels = joined.shape[1] - (classes - 1)
-    shares = joined[:, channels:]
-    rest = 1 - shares.sum(1, keepdim=True)
-    return joined[:, :channels], torch.cat([rest, shares], 1).argmax(1, keepdim=True)
+    images, shares = joined.split([joined.shape[1] - (classes - 1), classes - 1], 1)
+    return images, labels_of_shares(shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class PcaGaussian:
         *,
         label_classes: int = 0,
         conditions: Mapping[str, Any] | None = None,
-        components: int | float | str = "likelihood",
+        components: int | float | str = 0.95,
         seed: int = 0,
     ) -> PcaGaussian:
         """Return the Gaussian of training volumes.
@@ -105,6 +105,12 @@ class PcaGaussian:
         gaussian = Gaussian.fit(joined.flatten(1), components, known=conditions, seed=seed)
         return cls(gaussian, tuple(joined.shape[1:]), label_classes)
 
+    @property
+    def volume_shape(self) -> tuple[int, int, int]:
+        """(I, J, K) of what is drawn."""
+        _, i, j, k = self.shape
+        return i, j, k
+
     def sample(
         self, seeds: Sequence[int], rows: Sequence[Mapping[str, float]] | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -118,6 +124,10 @@ class PcaGaussian:
         """
         drawn = self.gaussian.sample(seeds, rows)
         return _parted(drawn.reshape(-1, *self.shape), self.label_classes)
+
+    def average(self) -> tuple[Tensor, Tensor | None]:
+        """Return the mean image (1, C, I, J, K) and its labels."""
+        return _parted(self.gaussian.mean.reshape(1, *self.shape), self.label_classes)
 
     def log_likelihood(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the log-density of cases in nats, shape (N,)."""
@@ -163,17 +173,20 @@ class RegistrationSettings:
         See `medpipe.synthesis.deformation.register`.
     label_weight : float
         Weight of each label channel against the image.
+    coarseness : float
+        Voxels are registered so many times as wide; the template is of the volumes' own.
     batch : int
         Volumes registered at a time.
     """
 
     node_voxels: float = 4.0
-    rounds: int = 3
-    iterations: int = 40
+    rounds: int = 2
+    iterations: int = 30
     rate: float = 0.1
     stiffness: float = 0.02
     label_weight: float = 0.5
-    batch: int = 8
+    coarseness: float = 2.0
+    batch: int = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +225,7 @@ class TemplateDeformation:
         *,
         label_classes: int = 0,
         conditions: Mapping[str, Any] | None = None,
-        components: int | float | str = "likelihood",
+        components: int | float | str = 0.95,
         settings: RegistrationSettings | None = None,
         seed: int = 0,
     ) -> TemplateDeformation:
@@ -223,35 +236,35 @@ class TemplateDeformation:
         """
         how = settings or RegistrationSettings()
         joined = _joined(images, labels, label_classes)
-        shape = tuple(joined.shape[2:])
-        i, j, k = (max(2, round((n - 1) / how.node_voxels) + 1) for n in shape)
         weights = joined.new_ones(joined.shape[1])
         weights[images.shape[1] :] = how.label_weight
-        first = template = joined.mean(0)
-        velocities = joined.new_zeros(len(joined), 3, i, j, k)
-        for _ in range(how.rounds):
-            velocities = _registered(template, joined, velocities, weights, how)
-            velocities = velocities - velocities.mean(0)
-            template = _template(joined, velocities, how.batch)
-        velocities = _registered(template, joined, velocities, weights, how)
-        channels = images.shape[1]
-        before = (images - first[:channels]).square().mean()
-        parts = zip(velocities.split(how.batch), images.split(how.batch), strict=True)
-        after = sum(
-            (warped(template[None, :channels], flow(spread_out(v, shape))) - x).square().sum()
-            for v, x in parts
-        )
+        velocities = _template_velocities(joined, weights, how)
+        template = _template(joined, velocities, how.batch)
         gaussian = Gaussian.fit(velocities.flatten(1), components, known=conditions, seed=seed)
-        facts: dict[str, Json] = {"unexplained": float(after / images.numel() / before)}
+        i, j, k = velocities.shape[2:]
+        channels = images.shape[1]
+        facts: dict[str, Json] = {
+            "unexplained": _unexplained(template[:channels], images, velocities, how.batch)
+        }
         return cls(template, gaussian, (i, j, k), label_classes, how, facts)
+
+    @property
+    def volume_shape(self) -> tuple[int, int, int]:
+        """(I, J, K) of what is drawn."""
+        _, i, j, k = self.template.shape
+        return i, j, k
 
     def sample(
         self, seeds: Sequence[int], rows: Sequence[Mapping[str, float]] | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return images and labels, each from its own seed; see `PcaGaussian.sample`."""
         velocities = self.gaussian.sample(seeds, rows).reshape(-1, 3, *self.nodes)
-        moved = flow(spread_out(velocities, self.template.shape[1:]))
+        moved = flow_from_nodes(velocities, self.template.shape[1:])
         return _parted(warped(self.template[None], moved), self.label_classes)
+
+    def average(self) -> tuple[Tensor, Tensor | None]:
+        """Return the template (1, C, I, J, K) and its labels."""
+        return _parted(self.template[None], self.label_classes)
 
     def to_bytes(self) -> bytes:
         """Return the model as the content of a safetensors file."""
@@ -281,6 +294,24 @@ class TemplateDeformation:
         return cls(tensors["template"], gaussian, (i, j, k), classes, settings, known)
 
 
+def _template_velocities(joined: Tensor, weights: Tensor, how: RegistrationSettings) -> Tensor:
+    """Return velocities (N, 3, i, j, k) in voxels from a template that is made on the way."""
+    shape = joined.shape[2:]
+    i, j, k = (max(2, round((n - 1) / how.node_voxels) + 1) for n in shape)
+    coarse = [max(2, round((n - 1) / how.coarseness) + 1) for n in shape]
+    small = torch.cat([resized(part, coarse) for part in joined.split(how.batch)])
+    ratio = small.new_tensor(
+        [(n - 1) / max(m - 1, 1) for n, m in zip(shape, coarse, strict=True)]
+    ).reshape(3, 1, 1, 1)
+    template = small.mean(0)
+    velocities = small.new_zeros(len(small), 3, i, j, k)
+    for _ in range(how.rounds):
+        velocities = _registered(template, small, velocities, weights, how)
+        velocities = velocities - velocities.mean(0)
+        template = _template(small, velocities, how.batch)
+    return _registered(template, small, velocities, weights, how) * ratio
+
+
 def _registered(
     template: Tensor, joined: Tensor, velocities: Tensor, weights: Tensor, how: RegistrationSettings
 ) -> Tensor:
@@ -298,11 +329,21 @@ def _registered(
 
 def _template(joined: Tensor, velocities: Tensor, batch: int) -> Tensor:
     """Return the mean of the volumes taken back to the template."""
-    shape = joined.shape[2:]
     total = torch.zeros_like(joined[0])
     for volumes, part in zip(joined.split(batch), velocities.split(batch), strict=True):
-        total += warped(volumes, flow(spread_out(-part, shape))).sum(0)
+        total += warped(volumes, flow_from_nodes(-part, joined.shape[2:])).sum(0)
     return total / len(joined)
+
+
+def _unexplained(template: Tensor, images: Tensor, velocities: Tensor, batch: int) -> float:
+    """Return the mean square that the deformed template leaves, relative to the plain mean."""
+    left = before = 0.0
+    mean, shape = images.mean(0), images.shape[2:]
+    for volumes, part in zip(images.split(batch), velocities.split(batch), strict=True):
+        moved = flow_from_nodes(part, shape)
+        left += float((warped(template[None], moved) - volumes).square().sum())
+        before += float((volumes - mean).square().sum())
+    return left / before
 
 
 def _unpacked(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["determinant", "flow", "register", "spread_out", "warped"]
+__all__ = ["determinant", "flow", "flow_from_nodes", "register", "resized", "spread_out", "warped"]
 
 SQUARINGS = 6
 
@@ -45,6 +45,45 @@ def flow(velocity: Tensor) -> Tensor:
     for _ in range(SQUARINGS):
         moved = moved + warped(moved, moved)
     return moved
+
+
+def flow_from_nodes(velocity: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the displacement at every voxel of a shape, integrated on the lattice of the nodes.
+
+    Parameters
+    ----------
+    velocity : Tensor (B, 3, i, j, k)
+        In voxels at the nodes, the outermost of which are the outermost voxels.
+    shape : 3 ints
+
+    Returns
+    -------
+    Tensor (B, 3, I, J, K)
+        In voxels; linear between nodes, which costs a fraction of a flow of voxels.
+    """
+    distance = _distance(velocity.shape[2:], shape, velocity)[:, None, None, None]
+    return spread_out(flow(velocity / distance) * distance, shape)
+
+
+def _distance(nodes: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return the voxels between nodes along each axis."""
+    apart = [(n - 1) / max(m - 1, 1) for n, m in zip(shape, nodes, strict=True)]
+    return torch.tensor(apart, dtype=like.dtype, device=like.device)
+
+
+def resized(volumes: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return volumes (B, C, I, J, K) with another number of voxels from corner to corner."""
+    if tuple(volumes.shape[2:]) == tuple(shape):
+        return volumes
+    width = max(
+        round((n - 1) / max(m - 1, 1)) for n, m in zip(volumes.shape[2:], shape, strict=True)
+    )
+    if width > 1:  # against aliasing; an odd width keeps the place
+        width += 1 - width % 2
+        volumes = functional.avg_pool3d(
+            volumes, width, 1, padding=width // 2, count_include_pad=False
+        )
+    return spread_out(volumes, shape)
 
 
 def determinant(displacement: Tensor) -> Tensor:
@@ -95,7 +134,7 @@ def register(
     weights : Tensor (C,), optional
         Of the channels.
     stiffness : float
-        In the square of an intensity; slopes are in voxels per voxel.
+        In the square of an intensity; slopes are in voxels per voxel, from node to node.
     iterations : int
     rate : float
         Of Adam, in voxels.
@@ -105,20 +144,20 @@ def register(
     Returns
     -------
     Tensor (B, 3, i, j, k)
-        Velocities in voxels at the nodes.
+        Velocities in voxels at the nodes, for `flow_from_nodes`.
     """
     shape = tuple(volumes.shape[2:])
     size = (len(volumes), 3, *nodes)
     begin = volumes.new_zeros(size) if start is None else start.clone()
     velocity = begin.detach().requires_grad_()
     channels = volumes.new_ones(volumes.shape[1]) if weights is None else weights
+    apart = _distance(nodes, shape, velocity).tolist()
     optimiser = torch.optim.Adam([velocity], lr=rate)
     for iteration in range(iterations):
         optimiser.zero_grad()
-        whole = spread_out(velocity, shape)
-        off = warped(template[None], flow(whole)) - volumes
+        off = warped(template[None], flow_from_nodes(velocity, shape)) - volumes
         likeness = (off.square().mean((2, 3, 4)) * channels).sum()
-        slopes = torch.stack(torch.gradient(whole, dim=(2, 3, 4)))
+        slopes = torch.stack(torch.gradient(velocity, spacing=apart, dim=(2, 3, 4)))
         loss = likeness + stiffness * slopes.square().sum(0).mean((1, 2, 3, 4)).sum()
         loss.backward()
         optimiser.step()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from medpipe.errors import InputError, MedpipeError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
+from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Condition, Conditions
 from medpipe.synthesis.prior_model import plain_json
 from medpipe.synthesis.routes import DrawSettings, LatentRoute, TokenRoute, route_from
@@ -55,8 +56,8 @@ class Generator:
 
     Parameters
     ----------
-    route : TokenRoute or LatentRoute
-        The networks.
+    route : TokenRoute, LatentRoute or BaselineRoute
+        The networks, or a baseline.
     affine : ndarray (4, 4)
         Voxel index to RAS+ mm.
     shape : tuple of int
@@ -70,7 +71,7 @@ class Generator:
         If the networks do not belong together, or do not make volumes of that shape.
     """
 
-    route: TokenRoute | LatentRoute
+    route: TokenRoute | LatentRoute | BaselineRoute
     affine: Affine
     shape: tuple[int, int, int]
     facts: dict[str, Json] = field(default_factory=dict)

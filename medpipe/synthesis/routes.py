@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medpipe.errors import UsageError
 from medpipe.models import pack_weights, unpack_weights
 from medpipe.synthesis.autoencoder import LatentAutoencoder
+from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Conditions
 from medpipe.synthesis.denoiser import Denoiser
 from medpipe.synthesis.flow import SchedulerName, sample_latents
@@ -189,7 +190,7 @@ class LatentRoute:
 
 def route_from(
     name: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]
-) -> TokenRoute | LatentRoute:
+) -> TokenRoute | LatentRoute | BaselineRoute:
     """Return the route that ``packed`` packed; KeyError or ValueError for anything else."""
     if name == TokenRoute.name:
         tokeniser = TokeniserModel.from_bytes(_part("tokeniser", tensors, header))
@@ -199,6 +200,8 @@ def route_from(
         denoiser = Denoiser.from_bytes(_part("denoiser", tensors, header))
         conditions = Conditions.from_json({"conditions": header["conditions"]})
         return LatentRoute(autoencoder, denoiser, conditions)
+    if name == BaselineRoute.name:
+        return BaselineRoute.unpacked(tensors, header)
     raise ValueError
 
 

@@ -46,7 +46,7 @@ _FILE, _IMAGES, _FOLDER, _ROW = "file", "images", "folder", "row"
 LOADERS = {
     _FILE: ("load_volume",),
     _IMAGES: ("load_weighted",),
-    _FOLDER: ("train_centerline", "train_synthesis"),
+    _FOLDER: ("train_centerline", "train_synthesis", "fit_baseline"),
     _ROW: ("sample_volume",),
 }
 """What a key holds that is not loaded yet → the steps that load it."""

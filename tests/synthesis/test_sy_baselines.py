@@ -28,7 +28,7 @@ def balls():
 @pytest.fixture(scope="module")
 def template(balls):
     images, labels, volumes = balls
-    quick = RegistrationSettings(rounds=2, iterations=20, stiffness=0.002)
+    quick = RegistrationSettings(rounds=2, iterations=20, stiffness=0.002, coarseness=1.0)
     return TemplateDeformation.fit(
         images,
         labels,
@@ -61,6 +61,25 @@ def test_samples_have_the_mean_volumes_of_the_cases(model, balls):
         got = float((segmented == label).sum()) / 200
         assert got == pytest.approx(float((labels == label).sum()) / CASES, rel=0.1)
     assert float((drawn.mean(0) - images.mean(0)).abs().max()) < 0.1
+
+
+def test_a_gaussian_draws_labels_as_large_and_as_different_as_given(pca, balls):
+    _, labels, _ = balls
+    _, drawn = pca.sample(range(300))
+    for label in (1, 2):
+        given = (labels == label).sum((1, 2, 3, 4)).double()
+        got = (drawn == label).sum((1, 2, 3, 4)).double()
+        error = 3 * float(given.std()) / 300**0.5
+        assert float(got.mean()) == pytest.approx(float(given.mean()), abs=error)
+        assert float(got.std()) == pytest.approx(float(given.std()), rel=0.2)
+
+
+def test_the_average_is_the_mean_image(pca, template, balls):
+    images, labels, _ = balls
+    mean, known = pca.average()
+    torch.testing.assert_close(mean[0], images.mean(0))
+    assert abs(int((known == 2).sum()) - float((labels == 2).sum()) / CASES) <= 1
+    assert template.average()[0].shape == mean.shape
 
 
 def test_a_wanted_volume_is_met(model, balls):
