@@ -95,6 +95,25 @@ def test_the_published_preset_is_the_published_network():
     assert TokeniserSettings.preset("small").stride == 8
 
 
+def test_volumes_survive_the_layers_of_a_network_that_has_learned_nothing():
+    """Where MONAI's weights shrink them until padding is all that reaches the codebook."""
+    settings = TokeniserSettings(widths=(8, 8, 16), residual_units=2, codes=8, code_width=6)
+    x = noise(6, 1, 16, 16, 16)
+    torch.manual_seed(0)
+    net, other = Tokeniser(settings), peer(settings)
+
+    def between(values):
+        return float(values.var(0).mean().sqrt())
+
+    with torch.no_grad():
+        assert between(other.encoder(x)) < 0.01
+        assert between(net.encoder(x)) > 0.2
+        z = noise(6, 6, 2, 2, 2)
+        assert between(other.decoder(z)) < 0.01
+        assert between(net.decoder(z)) > 0.03
+        assert float(net.decoder(z).abs().max()) < 5
+
+
 def test_recomputing_gives_the_same_gradients():
     x = noise(1, 1, 8, 8, 8)
     grads = []
