@@ -72,7 +72,7 @@ class Ageing:
         Parameters
         ----------
         brain : float
-            Volume of the brain relative to the head's own.
+            Volume of the brain relative to the head's own, after `shape`.
         ventricles_ml : float
             Volume of the lateral ventricles after `shape`, which moves what has aged.
         shape : Velocity, optional
@@ -98,10 +98,10 @@ class Ageing:
             step = 1.0 / max(3.0, abs(shrink) + abs(widen))  # about 1 mm, a quarter of a cell
             return float(velocity(shrink, widen).follow(points, [1.0], step=step)[0].mean())
 
-        wanted = ventricles_ml / (own_ml * moved)
+        wanted, left = ventricles_ml / (own_ml * moved), brain / swollen
         shrink = widen = 0.0
         for _ in range(2):  # widening presses on the brain: the second round allows for it
-            shrink = _met(partial(grown, tissue, widen=widen), brain, shrink, falling=True)
+            shrink = _met(partial(grown, tissue, widen=widen), left, shrink, falling=True)
             widen = _met(partial(grown, fluid, shrink), wanted, widen, falling=False)
         reached = {
             "brain_ml": grown(tissue, shrink, widen) * brain_ml * swollen,

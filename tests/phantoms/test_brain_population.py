@@ -72,6 +72,8 @@ def test_counted_volumes_are_those_asked_for(ageing, share, ventricle_ml):
     known = made.facts["conditions"]
     assert known["ventricle_ml"] == pytest.approx(ventricle_ml, rel=0.05)
     assert known["brain_ml"] == pytest.approx(made.facts["expected"]["brain_ml"], rel=0.02)
+    own = sum(ageing.head.volumes_ml()[r.name.lower()] for r in BRAIN)
+    assert known["brain_ml"] == pytest.approx(share * own * 1.03**3, rel=0.02)
     counted = (made.labels == BrainRegion.LATERAL_VENTRICLE).sum() * 4.0**3 / 1000
     assert counted == pytest.approx(known["ventricle_ml"], rel=0.12)
 
