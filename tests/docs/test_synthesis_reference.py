@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from medpipe.cli import main as cli
+from medpipe.io.case import Case
+from medpipe.io.manifest import write_manifest
+from medpipe.phantoms.brain_population_labels import BrainRegion
 from medpipe.synthesis.autoencoder import PRESETS as AUTOENCODERS
 from medpipe.synthesis.autoencoder import AutoencoderSettings
 from medpipe.synthesis.tokeniser import PRESETS as TOKENISERS
@@ -91,6 +95,42 @@ def test_options_of_the_evaluation_exist(capsys: pytest.CaptureFixture[str]) -> 
     asked = set(re.findall(r"(?<= )--[a-z-]+", text)) - {"--set"}
     assert len(asked) >= 4
     assert asked <= said
+
+
+def test_tables_of_the_how_to_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "BRAINS").mkdir()
+    cases = [
+        Case(
+            f"brain{n:04}", {"image": str(tmp_path / "BRAINS" / f"{n}.nii.gz")}, f"P{n:04}",
+            {"age_years": 50 + n, "sex": "F", "ventricle_ml": 20, "anatomy": f"head{n % 12:02}"},
+        )
+        for n in range(24)
+    ]  # fmt: skip
+    for case in cases:
+        Path(str(case.inputs["image"])).write_bytes(b"")
+    write_manifest("BRAINS/cases.csv", cases)
+    names: dict[str, object] = {}
+    for block in blocks(HOW_TO, "python"):
+        exec(compile(block, HOW_TO.name, "exec"), names)  # noqa: S102
+    train, test = (_rows(f"BRAINS/{table}.csv") for table in ("cases", "test"))
+    patients = [{row["patient_id"] for row in rows} for rows in (train, test)]
+    assert (len(train), len(test)) == (18, 6)
+    assert not patients[0] & patients[1]
+    assert "anatomy" not in train[0]
+    asked, made = _rows("asked.csv"), _rows("synthetic.csv")
+    assert [row["case_id"] for row in asked] == [row["case_id"] for row in made]
+    for wanted, requested in zip(asked, made, strict=True):
+        row = read_conditions(tmp_path / wanted["conditions"])
+        assert row["ventricle_ml"] == float(requested["ventricle_ml"])
+    told = dict(re.findall(r"--region (\w+)=(\d)", HOW_TO.read_text(encoding="utf-8")))
+    regions = {"grey": "GREY", "white": "WHITE", "ventricles": "LATERAL_VENTRICLE"}
+    assert told == {name: str(int(BrainRegion[there])) for name, there in regions.items()}
+
+
+def _rows(table: str) -> list[dict[str, str]]:
+    with open(table, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def test_conditions_of_the_how_to_can_be_read(tmp_path: Path) -> None:
