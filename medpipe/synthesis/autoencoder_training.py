@@ -59,8 +59,8 @@ class AutoencoderTraining:
     clip_norm: float | None = 1.0
     ema_decay: float | None = None
     pixel: Literal["l1", "mse"] = "l1"
-    kl_weight: float = 0.05
-    label_weight: float = 2.0
+    kl_weight: float = 0.02
+    label_weight: float = 0.5
     shift_voxels: int = 0
     gain: float = 0.0
     validate_every: int = 200

@@ -22,7 +22,7 @@ from medpipe.synthesis.autoencoder import LatentAutoencoder
 from medpipe.synthesis.model_file import network_bytes, read_network
 from medpipe.types import Json
 
-__all__ = ["ConditionTokens", "Denoiser", "DenoiserSettings"]
+__all__ = ["ConditionTokens", "Denoiser", "DenoiserSettings", "expected_latents"]
 
 MODEL = "latent-denoiser"
 FREQUENCIES = 4
@@ -60,7 +60,8 @@ class DenoiserSettings:
     grid : tuple of int, optional
         Spatial shape of the latents, where each place has a mean and a spread of its own
         (anatomy at the same place in every volume): the network then works with what is left
-        when these are taken out, and need not learn where it is.
+        when these, and what is linear in the conditions, are taken out. It need not learn
+        where it is, nor what regression knows.
     """
 
     latent_channels: int = 3
@@ -146,13 +147,19 @@ class _ConditionSum(nn.Module):
         return self.out(self.tokens(told).flatten(1))
 
 
+def expected_latents(center: Tensor, slopes: Tensor, values: Tensor, present: Tensor) -> Tensor:
+    """Return what `Denoiser.expected` returns, from its tensors."""
+    known = torch.where(present, values, torch.zeros_like(values)).to(center)
+    return center + torch.tensordot(known, slopes, 1)
+
+
 class Denoiser(nn.Module):
     """Predicts from a noisy latent, its time and conditions what the objective says.
 
     Parameters
     ----------
     settings : DenoiserSettings
-        With a grid, latents go in and come out as ``(latent - center) / spread``.
+        With a grid, latents go in and come out as ``(latent - expected(...)) / spread``.
 
     Attributes
     ----------
@@ -163,10 +170,13 @@ class Denoiser(nn.Module):
         JSON about the training.
     center, spread : Tensor (latent_channels, *grid)
         Mean and standard deviation of each number of a latent, where settings have a grid.
+    slopes : Tensor (conditions, latent_channels, *grid)
+        By how much the mean changes with each condition.
     """
 
     center: Tensor
     spread: Tensor
+    slopes: Tensor
 
     def __init__(self, settings: DenoiserSettings) -> None:
         super().__init__()
@@ -197,13 +207,25 @@ class Denoiser(nn.Module):
             )
 
         if s.grid is not None:
-            self.register_buffer("center", torch.zeros(s.latent_channels, *s.grid))
-            self.register_buffer("spread", torch.ones(s.latent_channels, *s.grid))
+            shape = (s.latent_channels, *s.grid)
+            self.register_buffer("center", torch.zeros(shape))
+            self.register_buffer("spread", torch.ones(shape))
+            self.register_buffer("slopes", torch.zeros(s.conditions, *shape))
 
     @property
     def stride(self) -> int:
         """Cells along an axis for one of the coarsest resolution."""
         return self.settings.stride
+
+    def expected(self, values: Tensor, present: Tensor) -> Tensor:
+        """Return the mean of latents (B, C, h, w, d) with conditions, where there is a grid.
+
+        Parameters
+        ----------
+        values, present : Tensor (B, conditions)
+            What is not present does not count.
+        """
+        return expected_latents(self.center, self.slopes, values, present)
 
     def forward(
         self, latent: Tensor, time: Tensor, values: Tensor | None = None,

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from medpipe.errors import UsageError
 from medpipe.seeds import derive_seed
 from medpipe.synthesis.conditions import Conditions
-from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
+from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings, expected_latents
 from medpipe.synthesis.flow import NOISE_LEVELS, TIMES
 from medpipe.synthesis.latents import Latents
 from medpipe.synthesis.memory import enough_memory
@@ -32,6 +32,8 @@ __all__ = ["DenoiserTraining", "LatentDraws", "denoising_errors", "train_denoise
 Times = Literal["uniform", "logit-normal"]
 LEAST_SPREAD = 0.05
 """Of a number of a latent: what hardly varies is not blown up."""
+RIDGE = 0.01
+"""Of the regression on conditions, relative to one of variance 1."""
 BATCH = 16
 """Latents that are measured together."""
 
@@ -112,18 +114,29 @@ class LatentDraws(Dataset[Any], Randomizable):
         many equal parts.
     conditions : Conditions, optional
         That the values are of.
+    expected : Denoiser, optional
+        One with a grid: what it expects of the conditions that are shown is taken out of the
+        latents, which are divided by its spread.
     """
 
     def __init__(
         self, latents: Latents, objective: str, *, hide: float = 0.1, times: Times = "uniform",
         hide_each: float = 0.0, draws: int = 1, conditions: Conditions | None = None,
+        expected: Denoiser | None = None,
     ) -> None:  # fmt: skip
         if not 0.0 <= hide <= 1.0:
             raise UsageError("hide is wrong", expected="a share, 0 to 1", got=str(hide))
         if times not in ("uniform", "logit-normal"):
             raise UsageError("unknown times", expected="uniform or logit-normal", got=str(times))
+        if hide_each and conditions is None:
+            raise UsageError("hide_each needs to know the conditions", hint="give conditions")
         self.latents, self.objective, self.times, self.draws = latents, objective, times, draws
         self.hide, self.hide_each = hide, hide_each
+        self.places: tuple[Tensor, ...] = ()
+        if expected is not None and expected.settings.grid is not None:
+            # copies: the denoiser moves to the device it is trained on
+            known = (expected.center, expected.slopes, expected.spread)
+            self.places = tuple(each.to(latents.mean.device, copy=True) for each in known)
         items = conditions.items if conditions is not None else ()
         self.columns = [(c.columns, c.kind == "augmentation") for c in items]
         self.scheduler: Any = (
@@ -142,6 +155,10 @@ class LatentDraws(Dataset[Any], Randomizable):
         shown = self._shown(s.present[number])
         own, noise = (self._normal(s.mean[number]) for _ in range(2))
         latent = (s.mean[number] + s.sigma[number] * own)[None]
+        if self.places:
+            center, slopes, spread = self.places
+            told = (s.values[number][None], shown[None])
+            latent = (latent - expected_latents(center, slopes, *told)) / spread
         noisy = self.scheduler.add_noise(latent, noise[None], time)[0]
         target = {
             "flow": lambda: latent - noise,
@@ -243,17 +260,18 @@ def train_denoiser(
     )  # fmt: skip
     if settings.grid is not None:
         _measure_places(denoiser, latents)
-    latents = standardised(denoiser, latents)
-    if validation is not None:
-        validation = standardised(denoiser, validation)
     how: dict[str, Any] = {"hide": hide, "times": times, "hide_each": hide_each}
     measured = None
     if validation is not None:
-        measured = LatentDraws(validation, settings.objective, hide=0.0, draws=validation_draws)
+        measured = LatentDraws(
+            validation, settings.objective, hide=0.0, draws=validation_draws, expected=denoiser
+        )
     with enough_memory("take a smaller batch"):
         result = train(
             _Told(denoiser), functional.mse_loss,
-            LatentDraws(latents, settings.objective, conditions=conditions, **how), training,
+            LatentDraws(
+                latents, settings.objective, conditions=conditions, expected=denoiser, **how
+            ), training,
             validation=measured, device=device, checkpoint=checkpoint, progress=progress,
             bound_to=bound,
         )  # fmt: skip
@@ -289,44 +307,42 @@ def denoising_errors(
     -------
     told, untold : Tensor (N,)
     """
-    own = standardised(denoiser, latents)
-    data = LatentDraws(own, denoiser.settings.objective, hide=0.0, draws=draws)
+    both = [
+        LatentDraws(latents, denoiser.settings.objective, hide=h, draws=draws, expected=denoiser)
+        for h in (0.0, 1.0)
+    ]
     where = next(denoiser.parameters())
-    told: list[Tensor] = []
-    untold: list[Tensor] = []
-    for first in range(0, len(data), BATCH):
-        rows = []
-        for number in range(first, min(first + BATCH, len(data))):
-            data.set_random_state(seed=derive_seed(seed, "denoising", str(number)))
-            rows.append(data[number])
-        inputs = {n: torch.stack([row[0][n] for row in rows]).to(where.device) for n in rows[0][0]}
-        wanted = torch.stack([row[1] for row in rows]).to(where)
-        hidden = inputs | {"present": torch.zeros_like(inputs["present"])}
-        for found, asked in ((told, inputs), (untold, hidden)):
-            found.append((denoiser(**asked) - wanted).square().flatten(1).mean(1))
-    one, two = (torch.cat(found).reshape(-1, draws).mean(1) for found in (told, untold))
+    errors: list[list[Tensor]] = [[], []]
+    for found, data in zip(errors, both, strict=True):
+        for first in range(0, len(data), BATCH):
+            rows = []
+            for number in range(first, min(first + BATCH, len(data))):
+                data.set_random_state(seed=derive_seed(seed, "denoising", str(number)))
+                rows.append(data[number])
+            inputs = {n: torch.stack([r[0][n] for r in rows]).to(where.device) for n in rows[0][0]}
+            wanted = torch.stack([row[1] for row in rows]).to(where)
+            found.append((denoiser(**inputs) - wanted).square().flatten(1).mean(1))
+    one, two = (torch.cat(found).reshape(-1, draws).mean(1) for found in errors)
     return one, two
 
 
-def standardised(denoiser: Denoiser, latents: Latents) -> Latents:
-    """Return latents as the network of a denoiser sees them."""
-    if denoiser.settings.grid is None:
-        return latents
-    where = latents.mean.device
-    return latents.standardised(denoiser.center.to(where), denoiser.spread.to(where))
-
-
 def _measure_places(denoiser: Denoiser, latents: Latents) -> None:
-    """Set mean and standard deviation of each number of a latent, noise included."""
+    """Set mean, standard deviation (noise included) and slopes of each number of a latent."""
     grid = tuple(latents.mean.shape[2:])
     if grid != denoiser.settings.grid:
         raise UsageError(
             "the latents are not on the grid of the settings",
             expected=str(denoiser.settings.grid), got=str(grid),
         )  # fmt: skip
+    center = latents.mean.mean(0)
     variance = latents.mean.var(0, correction=0) + latents.sigma.square().mean(0)
-    denoiser.center.copy_(latents.mean.mean(0))
+    denoiser.center.copy_(center)
     denoiser.spread.copy_(variance.sqrt().clamp_min(LEAST_SPREAD))
+    known = torch.where(latents.present, latents.values, torch.zeros_like(latents.values))
+    # a little shrinkage, for conditions that hardly vary or go together
+    gram = known.T @ known + RIDGE * len(known) * torch.eye(known.shape[1])
+    found = torch.linalg.solve(gram, known.T @ (latents.mean - center).flatten(1))
+    denoiser.slopes.copy_(found.reshape(denoiser.slopes.shape))
 
 
 def _bound(latents: Latents, settings: DenoiserSettings, how: dict[str, Any]) -> dict[str, Json]:

@@ -192,7 +192,7 @@ def sample_latents(
                 if progress is not None:
                     progress(k + 1, len(way.times))
             x = part.join(x)
-            return x if grid is None else x * denoiser.spread + denoiser.center
+            return x if grid is None else x * denoiser.spread + guided.expected(denoiser)
     finally:
         denoiser.train(training)
 
@@ -220,6 +220,12 @@ class _Guided:
         self.values = None if values is None else values.to(like)
         known = torch.ones(()) if values is None else torch.ones_like(values)
         self.present = (known if present is None else present).to(like.device).bool()
+
+    def expected(self, denoiser: Denoiser) -> Tensor:
+        """Return the mean of the latents, see `Denoiser.expected`."""
+        if self.values is None or self.guidance == 0.0:
+            return denoiser.center
+        return denoiser.expected(self.values, self.present)
 
     def __call__(self, x: Tensor, time: float) -> Tensor:
         """Return the prediction at a time."""

@@ -351,8 +351,8 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         ),
         "denoiser": HIPPOCAMPUS_DENOISER,
         "denoiser_training": DenoiserTraining(
-            iterations=3000, batch_size=8, learning_rate=1e-3, warmup=50, validate_every=100,
-            hide=0.15, seed=seed,
+            iterations=2500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
+            ema_decay=0.99, hide=0.15, seed=seed,
         ),
         "shift_voxels": 1,
         "copies": 3,
@@ -360,7 +360,7 @@ def _hippocampus(seed: int) -> dict[str, Any]:
 
 
 HIPPOCAMPUS_DENOISER: dict[str, Any] = {
-    "channels": (64, 128), "attention": (False, True), "groups": 8, "conditioning": "embedding",
+    "channels": (48, 96), "attention": (False, True), "groups": 8, "conditioning": "embedding",
     "condition_width": 32,
 }  # fmt: skip
 PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {"hippocampus": _hippocampus}

@@ -60,11 +60,6 @@ class Latents:
         a, b, c, d = (each[some] for each in (self.mean, self.sigma, self.values, self.present))
         return Latents(a, b, c, d, self.autoencoder)
 
-    def standardised(self, center: Tensor, spread: Tensor) -> Latents:
-        """Return them with `center` taken out and divided by `spread`, each (C, h, w, d)."""
-        mean, sigma = (self.mean - center) / spread, self.sigma / spread
-        return Latents(mean, sigma, self.values, self.present, self.autoencoder)
-
     def to(self, device: str | torch.device) -> Latents:
         """Return them on a device."""
         parts = (self.mean, self.sigma, self.values, self.present)

@@ -208,6 +208,33 @@ def test_each_place_has_a_mean_and_a_spread_of_its_own():
         train_denoiser(data, replace(settings, grid=(2, 2, 4)), once, device="cpu")
 
 
+def test_what_is_linear_in_the_conditions_needs_no_network():
+    data = population(4000, 5)
+    settings = replace(tiny(), grid=(2, 2, 2))
+    once = replace(TRAINING, iterations=1, validate_every=1)
+    denoiser = train_denoiser(data, settings, once, device="cpu")
+    # values are spread evenly from -1 to 1: their variance is a third, the ridge 0.01
+    truth = 0.8 / (1 + 3 * 0.01)
+    assert torch.allclose(denoiser.slopes, torch.tensor(truth), atol=0.04)
+    with torch.no_grad():
+        denoiser.unet.out[-1].conv.weight.zero_()
+        denoiser.unet.out[-1].conv.bias.zero_()
+    values, seeds = torch.linspace(-1, 1, 5)[:, None], [1] * 5
+    told = sample_latents(denoiser, (2, 2, 2), values, seeds=seeds, steps=1)
+    slopes = (told[1:] - told[:-1]) / 0.5
+    assert torch.allclose(slopes, denoiser.slopes[0].expand(4, -1, -1, -1, -1), atol=1e-5)
+    untold = sample_latents(denoiser, (2, 2, 2), values, values > 9, seeds=seeds, steps=1)
+    ignored = sample_latents(denoiser, (2, 2, 2), values, seeds=seeds, steps=1, guidance=0.0)
+    assert torch.allclose(untold, told[2:3].expand_as(untold), atol=1e-5)
+    assert torch.allclose(ignored, untold, atol=1e-5)
+    # told, what is left of the latent has the spread 0.3; untold it has all of it
+    some = data.part(range(1000))
+    one, two = denoising_errors(denoiser, some, draws=1)
+    scale = denoiser.spread.square().mean()
+    assert float(one.mean()) == pytest.approx(1 + float(0.09 / scale), abs=0.1)
+    assert float(two.mean()) == pytest.approx(1 + float((0.09 + 0.64 / 3) / scale), abs=0.1)
+
+
 def test_a_checkpoint_of_other_latents_is_refused(tmp_path):
     how = LoopSettings(iterations=2, batch_size=4)
     one, two = population(8, 0), population(8, 1)
@@ -227,6 +254,8 @@ def test_what_does_not_fit_is_said_in_one_line():
         draws("flow", hide=1.5)
     with pytest.raises(UsageError, match="unknown times"):
         draws("flow", times="cubic")
+    with pytest.raises(UsageError, match="hide_each needs to know"):
+        draws("flow", hide_each=0.1)
     for bad in ({"hide": 1.0}, {"validation_draws": 0}, {"times": "cubic"}, {"iterations": 0}):
         with pytest.raises(UsageError):
             DenoiserTraining(**bad)
