@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Settings by name: the published network; one for two CPU cores; image and labels at 4 x.
 
 The last learns in minutes on one core, since what is half as fine as the voxels has few
-channels: 1000 batches of 2 hippocampi in 4 minutes for a Dice of 0.92 and 0.91.
+channels: 1,400 batches of 2 hippocampi in 6 minutes, for 19.1 dB and a Dice of 0.92 and 0.91.
 """
 
 
