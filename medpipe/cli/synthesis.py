@@ -40,7 +40,7 @@ def synthesis_evaluate(
     *,
     region: list[str],
     condition: list[str] | None = None,
-    alignment: Literal["rigid", "centre"] = "rigid",
+    alignment: Literal["rigid", "shift", "centre"] = "rigid",
     real_cases: int | None = None,
     seeds: int = 3,
     title: str = "Synthetic volumes",
@@ -99,9 +99,10 @@ def synthesis_evaluate(
         volume in mm³. NAME=REGION: its volume in ml if NAME ends with _ml, else in mm³.
         NAME=COLUMN: measured before, in a column of the synthetic table; where the held-out
         table has both columns they are the ceiling.
-    alignment : {"rigid", "centre"}
+    alignment : {"rigid", "shift", "centre"}
         Before voxels and distances are compared: turned and moved onto the mean of the real
-        cases, or moved by the centre of mass alone (faster).
+        cases (a second a volume), moved onto it alone, or moved by the centre of mass (of
+        objects that do not reach the edges).
     real_cases : int, optional
         Trains segmenters with so many real cases, with and without the synthetic ones, with
         the synthetic ones alone and with all real ones, and tests all on the held-out cases.

@@ -50,6 +50,7 @@ _NEAREST = {
 
 _ALIGNED = {
     "rigid": "turned and moved onto the mean of the real cases",
+    "shift": "moved onto the mean of the real cases",
     "centre": "moved by the centre of mass",
 }
 

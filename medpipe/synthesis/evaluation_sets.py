@@ -141,7 +141,7 @@ class EvaluationSettings:
     ----------
     spacing_mm : sequence of 3 floats
     regions : mapping of name to a label, or to labels that are one region
-    alignment : {"rigid", "centre"}
+    alignment : {"rigid", "shift", "centre"}
         Before the t map and the distances (see `medpipe.synthesis.metrics.realign`).
     threshold : float
         Of \\|t\\|.
@@ -159,7 +159,7 @@ class EvaluationSettings:
 
     regions: Mapping[str, int | Sequence[int]] = field(default_factory=dict)
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    alignment: Literal["rigid", "centre"] = "rigid"
+    alignment: Literal["rigid", "shift", "centre"] = "rigid"
     threshold: float = 3.3
     limit: float = 0.5
     shift_voxels: int = 2

@@ -7,12 +7,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import ndimage, stats
 from skimage.filters import threshold_otsu
 from sy_metric_sets import blobs
 
 from medpipe.errors import InputError, UsageError
 from medpipe.synthesis.metrics import realign, t_map, t_map_share
+from medpipe.synthesis.metrics._matching import Matcher
 from medpipe.synthesis.metrics.t_maps import _centred, _rows, _shares, _threshold
 
 
@@ -162,3 +163,47 @@ def test_a_background_with_texture_does_not_hold_the_centre_back():
     volume[10:15, 9:14, 8:13] = 1.0
     place = _centred(torch.from_numpy(volume), np.eye(4))
     assert place[:3, 3] == pytest.approx([-2.5, -1.5, -0.5], abs=0.02)
+
+
+def filled(n, moves, seed=0):
+    """Volumes that tissue fills to the edges: one pattern, each with its own part, moved."""
+    rng = np.random.default_rng(seed)
+    shape = (16, 20, 18)
+    wide = ndimage.gaussian_filter(rng.normal(size=[s + 8 for s in shape]), 1.5)
+    out = []
+    for move in moves:
+        own = ndimage.gaussian_filter(rng.normal(size=wide.shape), 1.5)
+        both = (wide + 0.4 * own) / wide.std()
+        box = tuple(slice(4 - m, 4 - m + s) for m, s in zip(move, shape, strict=True))
+        out.append(both[box])
+    return torch.from_numpy(np.stack(out[:n]))
+
+
+def test_correlations_are_those_of_the_overlap():
+    fixed, volume = filled(2, [(0, 0, 0), (1, -2, 0)])
+    found = Matcher(fixed).correlations(volume)
+    assert found.shape == (9, 11, 9)
+    a, b = fixed.numpy(), volume.numpy()
+    # moved by +2, -3 and 0 voxels
+    truth = np.corrcoef(a[2:, :-3].ravel(), b[:-2, 3:].ravel())[0, 1]
+    assert float(found[4 + 2, 5 - 3, 4]) == pytest.approx(truth, abs=1e-9)
+    assert float(found[4, 5, 4]) == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    assert np.array_equal(Matcher(fixed).away(torch.ones(16, 20, 18)), np.zeros(3))
+
+
+def test_volumes_that_fill_the_grid_are_moved_back():
+    moves = [(2, -3, 1), (-1, 2, -2), (0, 0, 0), (3, 1, -3)]
+    real = filled(6, [(0, 0, 0)] * 6)
+    moved = filled(4, moves)
+    matcher = Matcher(real.mean(dim=0))
+    for volume, move in zip(moved, moves, strict=True):
+        assert matcher.away(volume) == pytest.approx([-m for m in move], abs=0.25)
+
+    def apart(alignment):
+        done = realign(real, moved, alignment=alignment)
+        gap = done.real.mean(dim=0) - done.synthetic.mean(dim=0)
+        return float(gap[done.inside].square().mean().sqrt() / real.std())
+
+    assert apart("shift") < 0.4
+    # a centre of mass says nothing of what has no edge
+    assert apart("centre") > 0.6

@@ -16,12 +16,13 @@ from medpipe.stats.interval import check_level
 from medpipe.steps._sampling import sample_grid
 from medpipe.steps.registration import register_images
 from medpipe.synthesis.metrics._figures import Floats, check_count, flat, symmetric, to_host
+from medpipe.synthesis.metrics._matching import Matcher
 from medpipe.synthesis.metrics.floor import Indices, WithFloor, draw_halves, floor_figure
 from medpipe.types import Affine
 
 __all__ = ["Realigned", "TMapShare", "realign", "t_map", "t_map_share"]
 
-Alignment = Literal["centre", "rigid"]
+Alignment = Literal["centre", "shift", "rigid"]
 FIELD_MM = 64.0
 BINS = 256
 HELD = 8_000_000
@@ -85,10 +86,12 @@ def realign(
     ----------
     real, synthetic : Tensor, shape (n, I, J, K) and (m, I, J, K)
     spacing_mm : sequence of 3 floats
-    alignment : {"rigid", "centre"}
+    alignment : {"rigid", "shift", "centre"}
         "centre" brings the centre of mass of what is brighter than the background (Otsu's
-        threshold) to the middle of the grid; "rigid" then turns and shifts it onto the mean
-        of the real volumes, by correlation.
+        threshold) to the middle of the grid: for objects that lie inside it. "shift" moves
+        each volume to where it correlates best with the mean of the real ones: for volumes
+        that tissue fills, whose centre of mass does not move with it. "rigid" begins as
+        "centre" and turns and moves each onto the mean of the real ones; a second a volume.
 
     Raises
     ------
@@ -100,13 +103,18 @@ def realign(
         For another alignment or a wrong spacing.
     """
     if alignment not in get_args(Alignment):
-        raise UsageError("unknown alignment", expected="rigid or centre", got=repr(alignment))
+        raise UsageError(
+            "unknown alignment", expected="rigid, shift or centre", got=repr(alignment)
+        )
     if len(spacing_mm) != 3 or not min(spacing_mm) > 0:
         raise UsageError("the spacing is wrong", expected="three sizes in mm above 0")
     _check_volumes(real, synthetic, 1)
     grid: Affine = np.diag([*(float(s) for s in spacing_mm), 1.0])
     sets = [s if s.is_floating_point() else s.float() for s in (real, synthetic.to(real.device))]
-    places = [[_centred(volume, grid) for volume in s] for s in sets]
+    if alignment == "shift":
+        places = _matched(sets[0], sets[1], grid)
+    else:
+        places = [[_centred(volume, grid) for volume in s] for s in sets]
     if alignment == "rigid":
         centred = [_placed(v, p, grid)[0] for v, p in zip(sets[0], places[0], strict=True)]
         fixed = torch.stack(centred).mean(dim=0)
@@ -140,6 +148,21 @@ def _centred(volume: torch.Tensor, grid: Affine) -> Affine:
     out = grid.copy()
     out[:3, 3] += grid[:3, :3] @ away
     return out
+
+
+def _matched(real: torch.Tensor, synthetic: torch.Tensor, grid: Affine) -> list[list[Affine]]:
+    """Return the affines that move volumes of both sets onto the mean of the real ones."""
+
+    def place(away: Floats) -> Affine:
+        out = grid.copy()
+        out[:3, 3] += grid[:3, :3] @ away
+        return out
+
+    # the mean of volumes as they came is blurred: the second is of moved ones
+    first = Matcher(real.mean(dim=0))
+    moved = [_placed(v, place(first.away(v)), grid)[0] for v in real]
+    second = Matcher(torch.stack(moved).mean(dim=0))
+    return [[place(second.away(v)) for v in s] for s in (real, synthetic)]
 
 
 def _threshold(volume: torch.Tensor) -> torch.Tensor:
