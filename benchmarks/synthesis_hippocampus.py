@@ -1,0 +1,455 @@
+"""Train generators of hippocampi, draw as many as there are, and judge them in one table.
+
+    python benchmarks/synthesis_hippocampus.py WORK [--seeds 0 1 2] [--routes tokens latents]
+        [--stage train|draw|evaluate|all] [--alignment shift|rigid] [--tiny]
+
+For each seed: a generator of each route, a Gaussian of principal components and a deformed
+template are fitted to the training cases of data_manifests/hippocampus_split.json; each draws
+a volume for each training case, asked for the volumes of its two regions. One segmenter,
+trained with the same cases, measures all sets. What is done is in WORK and not done twice: a
+run that was stopped goes on. The table is written to benchmarks/results, of --tiny (a few
+cases and iterations, which say nothing) to WORK.
+
+Who is what: generators, baselines and segmenter see the training cases alone (a share of
+them stops the trainings). The settings of the generators were chosen on the validation cases,
+those of the evaluation on none. Held out are validation and test cases together, 42: the
+table says what the 21 test cases alone give where that is a mean of cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT, real_folder, versions, write_results
+from synthesis_hippocampus_table import reached, row_of, summary, table_text
+
+from medpipe.errors import MedpipeError
+from medpipe.io.atomic import write_bytes_atomic, write_json_atomic
+from medpipe.io.case import Case
+from medpipe.report.synthesis_page import synthesis_page
+from medpipe.synthesis import (
+    AutoencoderSettings,
+    AutoencoderTraining,
+    DenoiserTraining,
+    EvaluationSettings,
+    Generator,
+    GeneratorTraining,
+    LossWeights,
+    Measured,
+    PairSettings,
+    PcaGaussian,
+    PriorTraining,
+    RegistrationSettings,
+    SegmenterModel,
+    SegmenterSettings,
+    SynthesisSet,
+    TemplateDeformation,
+    TokeniserSettings,
+    TokeniserTraining,
+    dice_of_regions,
+    load_pairs,
+    read_split,
+    stacked,
+    train_generator,
+    train_segmenter,
+)
+from medpipe.synthesis.cost import sampling_cost
+from medpipe.synthesis.evaluation import evaluate_synthesis
+from medpipe.synthesis.generator_facts import likelihoods_of, reconstructions_of
+from medpipe.synthesis.metrics import Agreement, condition_agreement, label_volumes
+from medpipe.synthesis.training_files import TrainingSet
+from medpipe.train import LoopSettings
+
+SIZE = (32, 56, 40)
+"""The smallest multiples of 8 voxels that cut no label."""
+REGIONS = {"anterior": 1, "posterior": 2}
+NAMES = {"anterior_ml": "anterior", "posterior_ml": "posterior"}
+FEW = 20
+BASELINES = ("pca", "template")
+TINY = {"train": 12, "held_out": 8}
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Images and labels (n, 1, I, J, K) of a part, and the volumes of its regions in ml."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ml: torch.Tensor
+
+    def set(self) -> SynthesisSet:
+        """Return what an evaluation reads."""
+        return SynthesisSet(self.images[:, 0], self.labels[:, 0])
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return the volumes of each case by the names of the conditions."""
+        return [dict(zip(NAMES, map(float, ml), strict=True)) for ml in self.ml]
+
+
+class Volumes(list[Any]):
+    """Pairs that a generator is trained with, and their place."""
+
+    affine = np.eye(4)
+
+
+def read_cases(tiny: bool) -> tuple[Cases, Cases, int]:
+    """Return training and held-out cases, and how many of the latter are test cases."""
+    split = read_split(ROOT / "data_manifests" / "hippocampus_split.json")
+    folder = real_folder() / "hippocampus"
+    parts = []
+    for ids in (split.parts["train"], split.parts["test"], split.parts["validation"]):
+        few = (TINY["train"] if len(ids) > 100 else TINY["held_out"] // 2) if tiny else len(ids)
+        cases = [
+            Case(i, {k: str(folder / k / f"{i}.nii.gz") for k in ("images", "labels")})
+            for i in ids[:few]
+        ]
+        pairs = load_pairs(cases, PairSettings(SIZE, 3), image="images")
+        images, labels = stacked(pairs)
+        assert labels is not None
+        parts.append(Cases(images, labels, torch.tensor([p.volumes_ml for p in pairs])))
+    both = [torch.cat([getattr(p, f) for p in parts[1:]]) for f in ("images", "labels", "ml")]
+    return parts[0], Cases(*both), len(parts[1].images)
+
+
+def training_set(cases: Cases) -> TrainingSet:
+    """Return what a generator is trained with: each case is a patient of its own."""
+    pairs = Volumes(zip(cases.images.numpy(), cases.labels.numpy(), strict=True))
+    columns = {name: [row[name] for row in cases.rows()] for name in NAMES}
+    return TrainingSet(
+        pairs, list(range(len(pairs))), columns, dict.fromkeys(NAMES, "continuous"), 3
+    )  # type: ignore[arg-type]
+
+
+class Run:
+    """One seed: its folder, and what was made so far."""
+
+    def __init__(self, arguments: argparse.Namespace, seed: int) -> None:
+        self.how, self.seed = arguments, seed
+        self.folder = arguments.work / f"seed{seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.train, self.held_out, self.tests = read_cases(arguments.tiny)
+        self.rows = (*arguments.routes, *BASELINES)
+
+    def once(self, name: str, make: Callable[[], bytes]) -> Path:
+        """Make a file if it is not there; its seconds are kept beside it."""
+        path = self.folder / name
+        if not path.exists():
+            print(f"seed {self.seed}: {name}", flush=True)
+            start = time.process_time()
+            content = make()
+            path.parent.mkdir(exist_ok=True)
+            spent = {"cpu_seconds": round(time.process_time() - start, 1)}
+            (self.folder / "seconds").mkdir(exist_ok=True)
+            write_json_atomic(self.folder / "seconds" / f"{name.replace('/', '-')}.json", spent)
+            write_bytes_atomic(path, content)
+        return path
+
+    def fit(self, row: str) -> Path:
+        """Return the file of a generator or a baseline."""
+        cases, seed = self.train, self.seed
+
+        def make() -> bytes:
+            if row in self.how.routes:
+                training = recipe(row, seed, self.how.tiny)
+                made = train_generator(
+                    training_set(cases), training, device=self.how.device,
+                    checkpoints=self.folder / "checkpoints" / row,
+                )  # fmt: skip
+                return made.to_bytes()
+            known = {name: [r[name] for r in cases.rows()] for name in NAMES}
+            told: dict[str, Any] = {"label_classes": 3, "conditions": known, "seed": seed}
+            if row == "pca":
+                return PcaGaussian.fit(cases.images, cases.labels, **told).to_bytes()
+            quick = RegistrationSettings(rounds=1, iterations=2) if self.how.tiny else None
+            return TemplateDeformation.fit(
+                cases.images, cases.labels, settings=quick, **told
+            ).to_bytes()
+
+        return self.once(f"{row}.safetensors", make)
+
+    def sampler(self, row: str, file: Path) -> Callable[[list[Any], list[int]], tuple[Any, Any]]:
+        """Return what draws images and labels (n, 1, I, J, K) for rows of conditions."""
+        if row not in self.how.routes:
+            kind: Any = PcaGaussian if row == "pca" else TemplateDeformation
+            model = kind.read(file.read_bytes())
+            return lambda asked, seeds: model.sample(seeds, asked)
+        generator = Generator.read(file).to(self.how.device)
+
+        def drawn(asked: list[Any], seeds: list[int]) -> tuple[Any, Any]:
+            found = generator.sample(
+                asked, seeds, temperature=self.how.temperature, guidance=self.how.guidance,
+                batch=16,
+            )  # fmt: skip
+            images, labels = zip(*((v.image, v.labels) for v in found), strict=True)
+            return (torch.stack([x.as_tensor().cpu() for x in part]) for part in (images, labels))  # type: ignore[return-value]
+
+        return drawn
+
+    def draw(self, row: str) -> SynthesisSet:
+        """Return a volume for each training case, asked for its volumes."""
+        asked = self.train.rows()
+
+        file = self.fit(row)
+
+        def make() -> bytes:
+            draw = self.sampler(row, file)
+            cost = sampling_cost(
+                lambda k: draw(asked[k : k + 1], [10**6 + k]), 3, device=self.how.device
+            )
+            start = time.perf_counter()
+            images, labels = draw(asked, [10_000 * self.seed + k for k in range(len(asked))])
+            cost["seconds_each_together"] = (time.perf_counter() - start) / len(asked)
+            (self.folder / "cost").mkdir(exist_ok=True)
+            write_json_atomic(self.folder / "cost" / f"{row}.json", cost)
+            # real images are cut at 0 and 1 too
+            arrays = {"images": images.clamp(0, 1).half(), "labels": labels.to(torch.uint8)}
+            return packed({name: values.numpy() for name, values in arrays.items()})
+
+        found = unpacked(self.once(f"drawn/{row}.npz", make))
+        images = torch.from_numpy(found["images"]).float()
+        return SynthesisSet(images[:, 0], torch.from_numpy(found["labels"])[:, 0])
+
+    def loop(self) -> LoopSettings:
+        """Return how every segmenter of this seed is trained."""
+        steps = 12 if self.how.tiny else 400
+        return LoopSettings(
+            iterations=steps, batch_size=4, learning_rate=5e-3, validate_every=max(10, steps // 8),
+            seed=self.seed,
+        )  # fmt: skip
+
+    def network(self, size: int) -> dict[str, Any]:
+        """Return the widths of a segmenter: 2 measures, 1 is for the utility."""
+        if self.how.tiny:
+            return {"widths": (4, 4 * size), "residual_units": 1}
+        return {"widths": (8 * size, 16 * size, 32 * size), "residual_units": 1}
+
+    def segmenter(self) -> SegmenterModel:
+        """Return what measures all sets of this seed."""
+
+        def make() -> bytes:
+            loop = self.loop()
+            loop = replace(loop, iterations=(8 if self.how.tiny else 2) * loop.iterations)
+            return train_segmenter(
+                self.train.set().pairs(), SegmenterSettings(3, **self.network(2)), loop,
+                device=self.how.device, checkpoint=self.folder / "checkpoints" / "segmenter.pt",
+            ).to_bytes()  # fmt: skip
+
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        return SegmenterModel.read(self.once("segmenter.safetensors", make))
+
+    def evaluate(self, row: str) -> dict[str, Any]:
+        """Return the evaluation of a set; its page lies beside it."""
+
+        made, asked, segmenter = self.draw(row), self.train.rows(), self.segmenter()
+
+        def make() -> bytes:
+            facts: dict[str, Any] = {}
+            if row in self.how.routes:
+                generator = Generator.read(self.fit(row)).to(self.how.device)
+                facts["reconstruction"] = reconstructions_of(generator, self.held_out.set())
+                pairs = {
+                    name: likelihoods_of(generator, cases.set(), cases.rows())
+                    for name, cases in (("held_out", self.held_out), ("training", self.train))
+                }
+                facts["likelihoods"] = {k: v for k, v in pairs.items() if v is not None}
+            try:
+                found = self.evaluated(made, asked, segmenter, row, facts)
+            except MedpipeError as error:  # of a generator that has learned nothing
+                return json.dumps({"failed": str(error)}).encode()
+            write_bytes_atomic(self.folder / f"{row}.html", synthesis_page(found).encode())
+            return json.dumps(found).encode()
+
+        return json.loads(self.once(f"{row}.json", make).read_bytes())
+
+    def evaluated(
+        self, made: SynthesisSet, asked: list[dict[str, float]], segmenter: SegmenterModel,
+        row: str, facts: dict[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the evaluation of a set that was drawn."""
+        cost = json.loads((self.folder / "cost" / f"{row}.json").read_text())
+        return evaluate_synthesis(
+            self.train.set(), self.held_out.set(), made,
+            {name: [a[name] for a in asked] for name in NAMES}, segmenter=segmenter,
+            settings=self.settings(), controls=True, progress=lambda what: print(f"  {what}"),
+            measures={k: Measured(region=v, unit="ml") for k, v in NAMES.items()}, cost=cost,
+            study={"title": f"Hippocampi: {row}, seed {self.seed}"}, **facts,
+        )  # fmt: skip
+
+    def settings(self) -> EvaluationSettings:
+        """Return those of the evaluation, the same for all sets."""
+        quick: dict[str, int] = {"resamples": 60, "splits": 4, "pairs": 12, "permutations": 19}
+        return EvaluationSettings(
+            REGIONS, (1.0, 1.0, 1.0), self.how.alignment, seed=self.seed,
+            **(quick if self.how.tiny else {}),  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def own_labels(self, row: str) -> dict[str, Agreement]:
+        """Return how the labels that were drawn with the images agree with what was asked."""
+        made = self.draw(row)
+        assert made.labels is not None
+        found = label_volumes(made.labels, (1, 1, 1), REGIONS)
+        asked = self.train.rows()
+        return {
+            name: condition_agreement([a[name] for a in asked], found[region] / 1000)
+            for name, region in NAMES.items()
+        }
+
+    def spent(self) -> dict[str, float]:
+        """Return the CPU seconds of what was made in this seed, by file."""
+        files = sorted((self.folder / "seconds").glob("*.json"))
+        return {f.stem: json.loads(f.read_text())["cpu_seconds"] for f in files}
+
+    def utility(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the Dice of each held-out case after each way to train, by region."""
+        real = self.train.set()
+        order = np.random.default_rng(self.seed).permutation(len(real)).tolist()
+        few = real.pairs(order[: min(FEW, len(real) // 2)])
+        ways: dict[str, Callable[[], list[Any]]] = {
+            "real few": lambda: few,
+            "real all": real.pairs,
+        }
+        for row in self.rows:
+            ways[row] = lambda row=row: self.draw(row).pairs()  # type: ignore[misc]
+            ways[f"real few + {row}"] = lambda row=row: [*few, *self.draw(row).pairs()]  # type: ignore[misc]
+        out = {}
+        for name, samples in ways.items():
+
+            def make(name: str = name, samples: Callable[[], list[Any]] = samples) -> bytes:
+                model = train_segmenter(
+                    samples(), SegmenterSettings(3, **self.network(1)),
+                    self.loop(), device=self.how.device, validation_share=0.0,
+                )  # fmt: skip
+                held = self.held_out.set()
+                assert held.labels is not None
+                found = dice_of_regions(model.labels(held.images), held.labels, REGIONS)
+                return packed(dict(found))
+
+            out[name] = unpacked(self.once(f"dice/{name.replace(' ', '_')}.npz", make))
+        return out
+
+
+def recipe(route: str, seed: int, tiny: bool) -> GeneratorTraining:
+    """Return how a generator is trained: its preset, or hardly at all."""
+    if tiny:
+        return GeneratorTraining(
+            TokeniserSettings(widths=(8, 8, 8), residual_units=1, codes=32, code_width=8),
+            TokeniserTraining(iterations=6, batch_size=2, seed=seed),
+            {"width": 32, "layers": 1, "heads": 2},
+            PriorTraining(iterations=6, warmup=2, seed=seed), route,  # type: ignore[arg-type]
+            AutoencoderSettings(
+                channels=(8, 8), groups=4, latent_channels=2, patch_voxels=4, label_classes=3
+            ),
+            AutoencoderTraining(iterations=5, batch_size=2, seed=seed),
+            {"channels": (8, 16), "groups": 4, "head_channels": 4, "attention": (False, False)},
+            DenoiserTraining(iterations=6, batch_size=4, warmup=2, seed=seed), copies=1,
+        )  # fmt: skip
+    if route == "latents":
+        return GeneratorTraining.preset("hippocampus", seed=seed)
+    return GeneratorTraining(
+        TokeniserSettings(
+            label_classes=3, widths=(16, 48, 96), residual_units=1, codes=256, code_width=8,
+            decay_steps=300,
+        ),
+        TokeniserTraining(
+            iterations=900, batch_size=2, learning_rate=2e-3, validate_every=150,
+            unquantised_share=0.15, weights=LossWeights(spectral=0.0), seed=seed,
+        ),
+        {"width": 96, "layers": 3, "heads": 4, "dropout": 0.2, "positions": "learned"},
+        PriorTraining(
+            iterations=900, batch_size=16, learning_rate=2e-3, warmup=50, validate_every=50,
+            patience=5, seed=seed,
+        ),
+        shift_voxels=2, copies=3, seed=seed,
+    )  # fmt: skip
+
+
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
+    """Return arrays as the content of a compressed file."""
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def unpacked(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file."""
+    with np.load(path, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
+
+
+def read_arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("work", type=Path, metavar="WORK")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--routes", nargs="+", choices=["tokens", "latents"], default=["tokens", "latents"]
+    )
+    parser.add_argument("--stage", choices=["train", "draw", "evaluate", "all"], default="all")
+    parser.add_argument("--alignment", choices=["rigid", "shift"], default="shift")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tiny", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do the stages that are asked for."""
+    arguments = read_arguments()
+    torch.set_num_threads(arguments.threads)
+    check_folder(arguments)
+    seeds: dict[int, dict[str, Any]] = {}
+    for seed in arguments.seeds:
+        run = Run(arguments, seed)
+        for row in run.rows:
+            run.fit(row)
+            if arguments.stage != "train":
+                run.draw(row)
+        if arguments.stage in ("evaluate", "all"):
+            found = {row: row_of(run.evaluate(row), run.own_labels(row)) for row in run.rows}
+            seeds[seed] = {"rows": found, "dice": run.utility(), "spent": run.spent()}
+    if not seeds:
+        return
+    counts = {"train": len(run.train.ml), "held_out": len(run.held_out.ml), "tests": run.tests}
+    table = summary(seeds, counts, arguments.routes)
+    table["reached"] = reached(table, arguments.routes)
+    record = {
+        "versions": versions("torch", "monai", "numpy", "scipy"), "cases": counts,
+        "size_voxels": SIZE, "alignment": arguments.alignment,
+        "temperature": arguments.temperature,
+        "guidance": arguments.guidance, "threads": arguments.threads, **table,
+    }  # fmt: skip
+    print(table_text(record))
+    if arguments.tiny:
+        write_json_atomic(arguments.work / "result.json", record)
+    else:
+        write_results("synthesis_hippocampus", record)
+
+
+def check_folder(arguments: argparse.Namespace) -> None:
+    """Stop if WORK holds a run with other settings: files of both would be mixed."""
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    file = arguments.work / "settings.json"
+    said = {
+        name: getattr(arguments, name) for name in ("tiny", "alignment", "temperature", "guidance")
+    }
+    if file.exists() and json.loads(file.read_text()) != said:
+        raise SystemExit(f"{arguments.work} holds a run with other settings: {file.read_text()}")
+    write_json_atomic(file, said)
+
+
+if __name__ == "__main__":
+    main()
