@@ -164,5 +164,5 @@ def _write_subject(
         "anatomy": anatomy,
     }
     inputs = {"image": str(folder / "mr.nii.gz"), "labels": str(folder / "labels.nii.gz")}
-    case = Case(case_id, inputs, f"P{number + 1:04d}", covariates)
+    case = Case(case_id, inputs, f"P{cohort.seed}-{number + 1:04d}", covariates)
     return case, made.facts | {"anatomy": anatomy}

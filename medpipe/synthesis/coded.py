@@ -1,8 +1,8 @@
 """Codes of a set of volumes, each several times and moved, with what was done as conditions.
 
-A prior that is trained with moved volumes and not told draws moved ones too: shifts of 2
-voxels gave 17 % of the voxels a t above 3.3 against real ones. Told how far each was moved,
-it is asked for none (Tudosiu et al., doi 10.1038/s42256-024-00864-0).
+A prior that is trained with moved volumes and not told draws moved ones too, and a map of t
+against real ones shows it. Told how far each was moved, it is asked for none (Tudosiu et al.,
+doi 10.1038/s42256-024-00864-0).
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from medpipe.synthesis.prior import PriorSettings
 from medpipe.synthesis.prior_training import PriorTraining, train_prior
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.tokeniser import TokeniserSettings
+from medpipe.synthesis.tokeniser_measures import measure_variety
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples
 from medpipe.synthesis.tokeniser_training import TokeniserTraining, train_tokeniser
 from medpipe.synthesis.training_files import TrainingSet
@@ -101,7 +102,7 @@ class GeneratorTraining:
         """Return the settings of a preset with changes.
 
         "hippocampus": the route of latents for volumes of about 32 x 56 x 40 voxels with two
-        labels and some 150 patients, in half an hour on one thread.
+        labels and some 150 patients, on one thread.
 
         Raises
         ------
@@ -223,9 +224,8 @@ def _tokens(run: _Run) -> tuple[TokenRoute, _Shape, dict[str, Json]]:
         units=_units(samples.kinds), subjects=[samples.subjects[n] for n in coded.subjects],
         validation=sorted(run.held_out), tokeniser=tokeniser.digest, **run.stage("prior"),
     )  # fmt: skip
-    # 0: the tokeniser has collapsed, codes say where they are and nothing of the volume
-    varying = int((coded.codes != coded.codes[:1]).any(0).sum())
-    return TokenRoute(tokeniser, prior), coded.shape, {"tokens_that_vary": varying}
+    unmoved = coded.codes[:: training.copies]
+    return TokenRoute(tokeniser, prior), coded.shape, measure_variety(unmoved)
 
 
 def _latents(run: _Run) -> tuple[LatentRoute, _Shape, dict[str, Json]]:

@@ -7,8 +7,7 @@ averages become slower as the encoder settles (Tudosiu et al., arXiv 2209.03177)
 computed in single precision, also under autocast.
 
 An encoder that has learned nothing says where it looks (convolutions pad with zeros) and
-hardly what it sees: of 24 volumes of one ball, 86 % of the variance of its outputs lay between
-places. Codes of such outputs are codes of places, the decoder learns the mean volume from
+hardly what it sees. Codes of such outputs are codes of places, the decoder learns the mean volume from
 them, nothing tells the encoder more, and all volumes get the same codes. So what goes through
 is not quantised while the codebook warms up; the codes begin anew after it, from the outputs
 of several batches (as in Łańcucki et al., arXiv 2005.08520). k-means++ draws by squared

@@ -92,7 +92,8 @@ def test_every_part_is_on_the_page(tmp_path):
         "no copies found", "0.0123", "0.0100 to 0.0200", "segmenter 16-32-64", "1715",
         "0.042", "ceiling: real cases, measured", "0.885 (0.870 to 0.900)", "1.71 (1.00 to 2.00)",
         "0.97 (0.90 to 1.02)", "0.171 (0.100 to 0.250)", "0.015 (0.010 to 0.020)", "3.1 s",
-        "2 GB", "prior of 4 layers", "1 of 3", "1 of 1 planted sets caught", "simulated data", "caught", "void", "failed", "passed",
+        "2 GB", "prior of 4 layers", "1 of 3", "1 of 1 planted sets caught", "simulated data",
+        "caught", "void", "failed", "passed",
     ):  # fmt: skip
         assert text in page, text
     assert page.count("data:image/png;base64,") == 3
