@@ -7,11 +7,12 @@ averages become slower as the encoder settles (Tudosiu et al., arXiv 2209.03177)
 computed in single precision, also under autocast.
 
 An encoder that has learned nothing says where it looks (convolutions pad with zeros) and
-hardly what it sees. Codes of such outputs are codes of places, the decoder learns the mean volume from
-them, nothing tells the encoder more, and all volumes get the same codes. So what goes through
-is not quantised while the codebook warms up; the codes begin anew after it, from the outputs
-of several batches (as in Łańcucki et al., arXiv 2005.08520). k-means++ draws by squared
-distance, which gives codes to what is rare and far from the rest: structures, not background.
+hardly what it sees. Codes of such outputs are codes of places, the decoder learns the mean
+volume from them, nothing tells the encoder more, and all volumes get the same codes. So what
+goes through is not quantised while the codebook warms up; the codes begin anew after it, from
+the outputs of several batches (as in Łańcucki et al., arXiv 2005.08520). k-means++ draws by
+squared distance, which gives codes to what is rare and far from the rest: structures, not
+background.
 """
 
 from __future__ import annotations
