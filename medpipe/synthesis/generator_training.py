@@ -240,7 +240,7 @@ def _latents(run: _Run) -> tuple[LatentRoute, _Shape, dict[str, Json]]:
         {name: table[name] for name in kinds}, kinds, units=_units(samples.kinds)
     )
     rows = [{name: table[name][n] for name in kinds} for n in range(len(moved))]
-    latents = encode_latents(coder, moved, *conditions.encode(rows)).to("cpu")
+    latents = encode_latents(coder, moved, *conditions.encode(rows))
     held = [samples.subjects[n] in run.held_out for n in moved.subjects]
     plain = [not any(move) for move in moved.moves]
     trained = [n for n, out in enumerate(held) if not out]

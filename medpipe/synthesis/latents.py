@@ -60,12 +60,6 @@ class Latents:
         a, b, c, d = (each[some] for each in (self.mean, self.sigma, self.values, self.present))
         return Latents(a, b, c, d, self.autoencoder)
 
-    def to(self, device: str | torch.device) -> Latents:
-        """Return them on a device."""
-        parts = (self.mean, self.sigma, self.values, self.present)
-        a, b, c, d = (each.to(device) for each in parts)
-        return Latents(a, b, c, d, self.autoencoder)
-
     def to_bytes(self) -> bytes:
         """Return all of it as the content of a safetensors file."""
         names = ("mean", "sigma", "values", "present")
