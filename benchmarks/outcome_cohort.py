@@ -40,7 +40,7 @@ MODELS = ROOT / "medpipe" / "models"
 NAME, OUTCOME = "sah-mortality-demo", "death within 90 days"
 TRAINING: dict[str, Any] = {
     "grid": "compact", "spacing_mm": 4.0, "size_voxels": (44, 52, 44), "architecture": "local",
-    "iterations": 500, "batch_size": 8, "learning_rate": 2e-2, "weight_decay": 0.05,
+    "iterations": 400, "batch_size": 8, "learning_rate": 2e-2, "weight_decay": 0.05,
     "mirrored": True, "nested": True, "validation_share": 0.0,
     "covariates": ["age_years", "sex", "wfns"],
 }  # fmt: skip
@@ -145,8 +145,8 @@ to a page before anybody has trained a model of their own; every output repeats 
   windows of brain, blood and bone as channels.
 - **Output**: probability of death within 90 days, with an interval from {n} simulated
   patients and the spread of the {folds} networks.
-- **Network**: {folds} DenseNets of one block (`local`), {weights} weights each, in half
-  precision.
+- **Network**: {folds} DenseNets of one layer at full resolution (`local`), {weights} weights
+  each, in half precision.
 - **Training**: {iterations} steps of {batch} CT of {n} simulated patients (`medpipe data
   simulate-sah`, seed {seed}, voxels of 3.2 mm, three sites), {events} deaths. No image of a
   patient was used.

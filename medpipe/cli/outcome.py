@@ -126,8 +126,8 @@ def outcome_train(
     size_voxels : three int, optional
         In place of the grid's own.
     architecture : {"densenet121", "small", "local"}
-        "small" has a hundredth of the weights, for CPUs; "local" still fewer, and looks at
-        parts of the head: for cohorts of a few hundred.
+        "small" has a hundredth of the weights, for CPUs; "local" still fewer, keeps the
+        resolution and counts what it sees anywhere: for cohorts of a few hundred.
     preset : {"windows", "paper"}
         Channels: brain, blood and bone, or 0 to 100 HU three times.
     loss : {"cross-entropy", "weighted", "focal", "survival"}

@@ -60,7 +60,7 @@ MODELS: dict[str, PackagedModel] = {
     ),
     "sah-mortality-demo": PackagedModel(
         "sah-mortality-demo.safetensors",
-        "73c1a8907963b7396df50fe8d0fa66670b3475ba5e379f04d4efeeb0fd9e3fd3",
+        "b22acf9eca628dde73aa9f5a3a09fa97ebd924be252ab64455fd74490fa73d7d",
         "outcome",
     ),
 }

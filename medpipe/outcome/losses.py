@@ -15,6 +15,7 @@ from torch.nn import functional
 from medpipe.errors import UsageError
 
 __all__ = [
+    "bias_to_share",
     "class_weights",
     "cross_entropy_loss",
     "discrete_survival_loss",
@@ -210,3 +211,26 @@ def survival_curve(logits: Tensor) -> Tensor:
     """
     # exp of a sum of logarithms: small probabilities stay exact
     return functional.logsigmoid(-logits).cumsum(-1).exp()
+
+
+def bias_to_share(logits: Tensor, share: float) -> Tensor:
+    """Return what to add to logits so that their mean probability is `share`, by bisection.
+
+    Parameters
+    ----------
+    logits : Tensor (n,)
+    share : float
+        Above 0 and below 1.
+
+    Returns
+    -------
+    Tensor
+        A scalar, float64.
+    """
+    wide = logits.double()
+    low, high = -wide.max() - 40, -wide.min() + 40
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = (wide + middle).sigmoid().mean() < share
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2

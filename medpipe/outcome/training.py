@@ -18,8 +18,10 @@ from medpipe.device import choose_device
 from medpipe.errors import InputError, UsageError
 from medpipe.io.atomic import canonical_json, sha256_file, write_json_atomic
 from medpipe.models import load_weights, pack_weights
+from medpipe.outcome.ensemble import event_logit, predict_volumes
 from medpipe.outcome.losses import (
     Loss,
+    bias_to_share,
     class_weights,
     cross_entropy_loss,
     discrete_survival_loss,
@@ -225,10 +227,31 @@ def train_fold(
             checkpoint=files.get(phase), progress=_counted(progress, phase, loops),
         )  # fmt: skip
         history += [{"phase": phase, **row} for row in result.history]
+    if wanted.outputs == 2 and settings.loss != "survival":
+        _set_bias(network, data, settings)
     return FoldModel(
         network.eval(), settings, history, result.best_metric, result.best_iteration,
         result.iterations, cast(tuple[int, ...], data.samples.size), data.counts, _told(given),
     )  # fmt: skip
+
+
+def _set_bias(network: OutcomeNetwork, data: _Data, settings: OutcomeTraining) -> None:
+    """Bring the mean probability of the samples that trained to the share of events in them.
+
+    So it is at the end of a training by likelihood, but for statistics that normalise: of a
+    batch while a network learns, of many when it is asked. The log odds then move by what
+    differs from network to network, and patients of several folds could not be ranked together.
+    """
+    places = sorted(set(data.samples.order))
+    said = predict_volumes(
+        [network], [data.samples.volumes[n] for n in places], preset=settings.preset,
+        spatial_dims=data.samples.dims, size=data.samples.size, batch_size=settings.batch_size,
+        device=next(network.parameters()).device,
+    )  # fmt: skip
+    share = float((data.samples.targets[places] > 0).double().mean())
+    bias = network.get_parameter("class_layers.out.bias")
+    with torch.no_grad():
+        bias[1] += bias_to_share(event_logit(said[0]), share).to(bias)
 
 
 @dataclass(frozen=True)
@@ -327,8 +350,9 @@ def _check_size(network: OutcomeNetwork, samples: Volumes, settings: OutcomeTrai
             expected=f"{network.least_voxels} voxels or more along each axis",
             got=f"shape {samples.size}",
         )
-    if settings.batch_size == 1 and max(last) == 1:
-        raise UsageError("volumes this small need batches", expected="a batch_size of 2 or more")
+    if settings.batch_size == 1 and (max(last) == 1 or network.needs_batches):
+        what = "this network needs" if network.needs_batches else "volumes this small need"
+        raise UsageError(f"{what} batches", expected="a batch_size of 2 or more")
 
 
 def _files(checkpoint: Path, run: dict[str, Any]) -> dict[str, Path]:

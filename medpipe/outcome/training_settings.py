@@ -45,8 +45,7 @@ class OutcomeTraining:
         None trains with the volumes as they are.
     validation_share : float
         Of the patients of a fold's training part, for early stopping and the choice of
-        weights; with 0 all iterations are made, and the weights are those of the least loss
-        of training.
+        weights; with 0 all iterations are made, and the weights are the last ones.
     validate_every, patience : int
         Iterations between validations, and how many without a better one end a phase.
     tta_flips : tuple of tuples of int
@@ -129,8 +128,9 @@ class OutcomeTraining:
 
     def loop(self, *, head: bool, workers: int = 0) -> LoopSettings:
         """Return the settings of a phase for `medpipe.train.train`."""
+        iterations = max(1, self.head_iterations) if head else self.iterations
         return LoopSettings(
-            iterations=max(1, self.head_iterations) if head else self.iterations,
+            iterations=iterations,
             batch_size=self.batch_size,
             learning_rate=self.head_rate if head else self.learning_rate,
             weight_decay=self.weight_decay,
@@ -138,7 +138,7 @@ class OutcomeTraining:
             clip_norm=self.clip_norm,
             ema_decay=self.ema_decay,
             amp=self.amp,
-            validate_every=self.validate_every,
+            validate_every=self.validate_every if self.validation_share else iterations,
             patience=self.patience if self.validation_share else None,
             checkpoint_every=self.validate_every,
             workers=workers,

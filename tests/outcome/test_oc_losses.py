@@ -11,6 +11,7 @@ import torch
 
 from medpipe.errors import UsageError
 from medpipe.outcome.losses import (
+    bias_to_share,
     class_weights,
     cross_entropy_loss,
     discrete_survival_loss,
@@ -148,6 +149,15 @@ def test_the_best_hazards_are_those_of_the_life_table():
         assert hazard == pytest.approx(events / (events + through), rel=1e-5)
         start = float(torch.sigmoid(life_table_logits(torch.from_numpy(targets), 4)[j]))
         assert start == pytest.approx((events + 0.5) / (events + through + 1), rel=1e-6)
+
+
+def test_a_bias_brings_the_mean_probability_to_a_share():
+    logits = torch.tensor(np.random.default_rng(0).normal(-3, 4, 57))
+    for share in (0.01, 0.288, 0.9):
+        moved = logits + bias_to_share(logits, share)
+        assert float(moved.sigmoid().mean()) == pytest.approx(share, abs=1e-12)
+    same = torch.full((5,), 700.0)  # saturated
+    assert float(bias_to_share(same, 0.5)) == pytest.approx(-700)
 
 
 def test_times_become_intervals():

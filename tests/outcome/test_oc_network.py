@@ -76,6 +76,27 @@ def test_the_small_network_has_a_hundredth_of_the_weights(dims):
     assert net(torch.rand(2, 2, *[16] * dims)).shape == (2, 5)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_local_network_sees_ten_voxels_and_counts_anywhere(dims):
+    net = network(dims, "local").eval()
+    features = net.encoder(torch.rand(1, 3, *[32] * dims))
+    assert features.shape[2:] == (16,) * dims
+    x = torch.rand(1, 3, *[32] * dims, requires_grad=True)
+    net.encoder(x)[(0, slice(None), *[8] * dims)].sum().backward()
+    seen = torch.nonzero(x.grad[0].abs().sum(0))
+    assert (seen.amax(0) - seen.amin(0) + 1).tolist() == [10] * dims
+    # what is counted has one scale after training, however rare it is
+    net.train()
+    norm = net.head.norm
+    for _ in range(200):
+        net(torch.rand(8, 3, *[16] * dims))
+    counted = []
+    net.eval().head.norm.register_forward_hook(lambda _, __, out: counted.append(out))
+    net(torch.rand(64, 3, *[16] * dims))
+    assert norm.num_batches_tracked == 200
+    assert torch.allclose(counted[0].std(0), torch.ones(16), atol=0.35)
+
+
 @pytest.mark.parametrize("architecture", ["small", "local", "densenet121"])
 def test_the_extent_of_the_features_is_foreseen(architecture):
     net = network(2, architecture)

@@ -15,6 +15,7 @@ from medpipe.models import pack_weights, unpack_weights
 from medpipe.outcome.augment import Augmentation
 from medpipe.outcome.ensemble import ensemble_probability, event_logit, predict_volumes
 from medpipe.outcome.network import OutcomeNetworkSettings, outcome_network
+from medpipe.outcome.samples import inner_split
 from medpipe.outcome.training import OutcomeTraining, read_fold_model, train_fold
 
 SMALL = OutcomeNetworkSettings(architecture="small", channels=3)
@@ -261,6 +262,18 @@ def test_balanced_samples_weigh_the_same_already():
     assert not same(bits(plain), bits(unbalanced))
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_mean_probability_of_those_who_trained_is_their_share_of_events(balanced):
+    volumes, outcome = cohort(16)
+    settings = replace(QUICK, balanced=balanced, learning_rate=1e-2)
+    made = train_fold(volumes, outcome, settings, network_settings=SMALL, device="cpu")
+    trained, _ = inner_split(outcome, None, settings.validation_share, settings.seed)
+    said = predict_volumes([made], [volumes[n] for n in trained])
+    assert len(trained) == made.counts["trained"] < 16
+    mean = float(event_logit(said[0]).double().sigmoid().mean())
+    assert mean == pytest.approx(outcome[trained].mean(), abs=1e-5)
+
+
 def test_what_does_not_fit_is_said():
     volumes, outcome = cohort(8)
 
@@ -275,6 +288,8 @@ def test_what_does_not_fit_is_said():
     refused("does not read these channels; expected 3, got 1", network=replace(SMALL, channels=1))
     refused("too small for the network", network=OutcomeNetworkSettings())
     refused("need batches", settings=replace(QUICK, batch_size=1))
+    local = replace(SMALL, architecture="local")
+    refused("needs batches", settings=replace(QUICK, batch_size=1), network=local)
     refused("patients and outcomes do not fit", patients=["a"])
     with pytest.raises(InputError, match="case p1: the volume is not on the grid"):
         train_fold(
