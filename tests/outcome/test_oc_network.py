@@ -88,13 +88,15 @@ def test_the_local_network_sees_ten_voxels_and_counts_anywhere(dims):
     # what is counted has one scale after training, however rare it is
     net.train()
     norm = net.head.norm
-    for _ in range(200):
-        net(torch.rand(8, 3, *[16] * dims))
-    counted = []
-    net.eval().head.norm.register_forward_hook(lambda _, __, out: counted.append(out))
-    net(torch.rand(64, 3, *[16] * dims))
-    assert norm.num_batches_tracked == 200
-    assert torch.allclose(counted[0].std(0), torch.ones(16), atol=0.35)
+    with torch.no_grad():
+        for _ in range(700):  # what it began with is forgotten by then: 0.98 ** 700
+            net(torch.rand(8, 3, *[4] * dims))
+        counted = []
+        net.eval().head.norm.register_forward_hook(lambda _, __, out: counted.append(out))
+        net(torch.rand(256, 3, *[4] * dims))
+    assert norm.num_batches_tracked == 700
+    assert torch.allclose(counted[0].std(0), torch.ones(16), atol=0.3)
+    assert torch.allclose(counted[0].mean(0), torch.zeros(16), atol=0.4)
 
 
 @pytest.mark.parametrize("architecture", ["small", "local", "densenet121"])
