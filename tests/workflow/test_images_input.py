@@ -94,7 +94,8 @@ def test_a_folder_is_read_by_the_step_that_trains(tmp_path: Path):
     (step,) = compiled.steps
     assert (step.makes, step.random) == ("document", True)
     found = problems(text("folder", "orient"), tmp_path)
-    assert 'put a step with use = "train_centerline" or "train_synthesis" above' in found
+    loaders = '"train_centerline" or "train_synthesis" or "fit_baseline"'
+    assert f"put a step with use = {loaders} above" in found
     again = '[[step]]\nid = "again"\nuse = "train_centerline"\nin = "images"'
     assert "loaded already" in problems(text("folder", "train_centerline", again), tmp_path)
 
