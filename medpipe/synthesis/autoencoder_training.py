@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from medpipe.errors import UsageError
 from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
 from medpipe.synthesis.memory import enough_memory
+from medpipe.synthesis.model_file import plain_json
 from medpipe.synthesis.segmenter_measures import dice_of_regions, mean_figure
 from medpipe.synthesis.tokeniser_losses import label_loss
 from medpipe.train import LoopSettings, train
@@ -222,7 +222,7 @@ def _bound(
     settings: AutoencoderSettings, kl_weight: float, label_weight: float, samples: int
 ) -> dict[str, Json]:
     """Return what a checkpoint belongs to besides the settings of the loop."""
-    own: dict[str, Json] = json.loads(json.dumps(asdict(settings)))
+    own: dict[str, Json] = plain_json(asdict(settings))
     weights: list[Json] = [kl_weight, label_weight]
     return {"autoencoder": own, "weights": weights, "samples": samples}
 

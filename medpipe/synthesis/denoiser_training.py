@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings, expected_late
 from medpipe.synthesis.flow import NOISE_LEVELS, TIMES
 from medpipe.synthesis.latents import Latents
 from medpipe.synthesis.memory import enough_memory
+from medpipe.synthesis.model_file import plain_json
 from medpipe.train import LoopSettings, train
 from medpipe.train.settings import Tell
 from medpipe.types import Json
@@ -348,5 +348,5 @@ def _measure_places(denoiser: Denoiser, latents: Latents) -> None:
 def _bound(latents: Latents, settings: DenoiserSettings, how: dict[str, Any]) -> dict[str, Json]:
     """Return what a checkpoint belongs to besides the settings of the loop."""
     data = hashlib.sha256(latents.to_bytes()).hexdigest()
-    said: dict[str, Json] = json.loads(json.dumps({"denoiser": asdict(settings), **how}))
+    said: dict[str, Json] = plain_json({"denoiser": asdict(settings), **how})
     return said | {"latents": data}

@@ -7,7 +7,6 @@ blur outweighs anatomy in them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 
 from medpipe.errors import InputError, UsageError
 from medpipe.models import load_weights, pack_weights
+from medpipe.synthesis.model_file import plain_json
 from medpipe.synthesis.tokeniser import join_labels
 from medpipe.train import LoopSettings, train
 from medpipe.train.settings import Tell
@@ -78,7 +78,7 @@ class FeatureNetwork(nn.Module):
             "image_channels": self.image_channels,
             "widths": list(self.widths),
         }
-        return pack_weights(self.state_dict(), json.loads(json.dumps(metadata)))
+        return pack_weights(self.state_dict(), plain_json(metadata))
 
 
 def read_features(name_or_path: str | Path) -> FeatureNetwork:

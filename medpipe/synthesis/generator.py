@@ -22,7 +22,7 @@ from medpipe.errors import InputError, MedpipeError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
 from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Condition, Conditions
-from medpipe.synthesis.prior_model import plain_json
+from medpipe.synthesis.model_file import plain_json
 from medpipe.synthesis.routes import DrawSettings, LatentRoute, TokenRoute, route_from
 from medpipe.synthesis.tokeniser import split_labels
 from medpipe.types import Affine, Json

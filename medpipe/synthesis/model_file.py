@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from medpipe.errors import InputError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
 from medpipe.types import Json
 
-__all__ = ["network_bytes", "network_digest", "read_network"]
+__all__ = ["network_bytes", "network_digest", "plain_json", "read_network"]
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -28,6 +29,11 @@ def network_bytes(network: nn.Module, model: str, settings: Any, **more: Json) -
 def network_digest(network: nn.Module) -> str:
     """Return the sha256 that tells these weights from others."""
     return hashlib.sha256(pack_weights(network.state_dict(), {})).hexdigest()
+
+
+def plain_json(value: dict[str, Any]) -> dict[str, Json]:
+    """Return JSON values: lists for tuples."""
+    return json.loads(json.dumps(value))
 
 
 def read_network(

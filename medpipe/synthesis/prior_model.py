@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,12 @@ from torch import Tensor
 from medpipe.errors import InputError, MedpipeError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
 from medpipe.synthesis.conditions import Conditions
+from medpipe.synthesis.model_file import plain_json
 from medpipe.synthesis.prior import Prior, PriorSettings
 from medpipe.synthesis.tokeniser_training import TokeniserModel
 from medpipe.types import Json
 
-__all__ = ["PriorModel", "likelihoods", "plain_json"]
+__all__ = ["PriorModel", "likelihoods"]
 
 KIND = "prior"
 _SAID = ("training", "history", "best_iteration", "iterations", "tokeniser")
@@ -198,8 +198,3 @@ def likelihoods(
             told.append(prior.nll(some, values[part].to(where), present[part].to(where)))
     without = torch.cat(untold)
     return (torch.cat(told) if told else without), without
-
-
-def plain_json(value: dict[str, Any]) -> dict[str, Json]:
-    """Return JSON values: lists for tuples."""
-    return json.loads(json.dumps(value))

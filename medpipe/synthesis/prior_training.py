@@ -18,8 +18,9 @@ from medpipe.errors import UsageError
 from medpipe.models import pack_weights
 from medpipe.synthesis.autoencoder import enough_memory
 from medpipe.synthesis.conditions import ConditionKind, Conditions
+from medpipe.synthesis.model_file import plain_json
 from medpipe.synthesis.prior import Prior, PriorSettings
-from medpipe.synthesis.prior_model import PriorModel, likelihoods, plain_json
+from medpipe.synthesis.prior_model import PriorModel, likelihoods
 from medpipe.train import LoopSettings, train
 from medpipe.train.settings import Tell
 from medpipe.types import Json

@@ -8,7 +8,6 @@ How well it does on real cases that it has not seen is the ceiling of what it ca
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.utils.data import Dataset
 
 from medpipe.errors import InputError, MedpipeError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
+from medpipe.synthesis.model_file import plain_json
 from medpipe.synthesis.tokeniser import memory_named
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples, check_intensities, shared_out
 from medpipe.train import LoopSettings, train
@@ -213,7 +213,7 @@ class SegmenterModel:
             "iterations": self.iterations,
             "facts": self.facts,
         }
-        return pack_weights(self.network.state_dict(), json.loads(json.dumps(metadata)))
+        return pack_weights(self.network.state_dict(), plain_json(metadata))
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> SegmenterModel:
@@ -318,7 +318,7 @@ def train_segmenter(
             network, _Overlap(), pairs, loop, validation=measured,
             metric=None if measured is None else _mean_dice,
             device=device, checkpoint=checkpoint, progress=progress,
-            bound_to=json.loads(json.dumps({**bound, "samples": len(trains)})),
+            bound_to=plain_json({**bound, "samples": len(trains)}),
         )  # fmt: skip
     facts: dict[str, Json] = {"trained": len(trains), "validated": len(validates)}
     if measured is not None:

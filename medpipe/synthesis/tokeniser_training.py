@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from medpipe.errors import InputError, MedpipeError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
-from medpipe.synthesis.model_file import network_digest
+from medpipe.synthesis.model_file import network_digest, plain_json
 from medpipe.synthesis.tokeniser import Tokeniser, TokeniserSettings, memory_named
 from medpipe.synthesis.tokeniser_losses import (
     LossWeights,
@@ -178,7 +177,7 @@ class TokeniserModel:
     @cached_property
     def digest(self) -> str:
         """sha256 of settings and weights: what codes belong to."""
-        content = pack_weights(self.tokeniser.state_dict(), _json(asdict(self.settings)))
+        content = pack_weights(self.tokeniser.state_dict(), plain_json(asdict(self.settings)))
         return hashlib.sha256(content).hexdigest()
 
     def encode(self, samples: Sequence[Any]) -> Tensor:
@@ -228,7 +227,7 @@ class TokeniserModel:
             "facts": {**self.facts, **(facts or {})},
             **{name: getattr(self, name) for name in _SAID},
         }
-        return pack_weights(weights, _json(metadata))
+        return pack_weights(weights, plain_json(metadata))
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> TokeniserModel:
@@ -361,9 +360,6 @@ def _bound(
     digest = None
     if training.weights.perceptual and features is not None:
         digest = network_digest(features.network)
-    return _json({"tokeniser": asdict(settings), **own, "samples": samples, "features": digest})
-
-
-def _json(value: dict[str, Any]) -> dict[str, Json]:
-    """Return JSON values: lists for tuples."""
-    return json.loads(json.dumps(value))
+    return plain_json(
+        {"tokeniser": asdict(settings), **own, "samples": samples, "features": digest}
+    )
