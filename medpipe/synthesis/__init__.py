@@ -26,6 +26,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "prior_training": ("PriorTraining", "train_prior"),
     "coded": ("CodedVolumes", "encode_moved"),
     "routes": ("DrawSettings", "LatentRoute", "TokenRoute"),
+    "detail": ("FineDetail",),
+    "label_reading": ("LabelReading",),
     "generator": ("DrawnVolume", "Generator"),
     "generator_training": ("GeneratorTraining", "train_generator"),
     "training_files": ("TrainingSet", "read_training_set"),

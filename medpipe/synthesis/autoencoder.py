@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from medpipe.errors import UsageError
+from medpipe.synthesis.cubes import folded, unfolded
 from medpipe.synthesis.memory import enough_memory
 from medpipe.synthesis.model_file import network_bytes, network_digest, read_network
 from medpipe.synthesis.parallel.decode import decode_slabs, run_slabs
@@ -213,7 +214,7 @@ class LatentAutoencoder(nn.Module):
         pads = [p for end in ends for p in (0, end)]
         padded = functional.pad(x, pads, mode="replicate") if any(pads) else x
         with enough_memory("encode in slabs (or in more of them), or on a larger device"):
-            hidden = self._encoded(_folded(padded, self.settings.patch_voxels), slabs)
+            hidden = self._encoded(folded(padded, self.settings.patch_voxels), slabs)
             mean = self.net.quant_conv_mu(hidden)
             logs = self.net.quant_conv_log_sigma(hidden).clamp(-30.0, 20.0)
         return (mean - _wide(self.shift)) * _wide(self.scale), (logs / 2).exp() * _wide(self.scale)
@@ -269,7 +270,7 @@ class LatentAutoencoder(nn.Module):
                 if slabs is None
                 else decode_slabs(self.decoder, raw, slabs=slabs, **how)
             )
-            out = _unfolded(out, self.settings.patch_voxels)
+            out = unfolded(out, self.settings.patch_voxels)
         for n, length in enumerate(shape or ()):
             out = out.narrow(n + 2, 0, length)
         return out
@@ -317,9 +318,9 @@ class LatentAutoencoder(nn.Module):
         """Return what tells these weights from others."""
         return network_digest(self)[:16]
 
-    def to_bytes(self) -> bytes:
-        """Return weights, settings and facts as the content of a safetensors file."""
-        return network_bytes(self, MODEL, self.settings, facts=self.facts)
+    def to_bytes(self, *, half: bool = False) -> bytes:
+        """Return weights (in half precision), settings and facts as a safetensors file."""
+        return network_bytes(self, MODEL, self.settings, half=half, facts=self.facts)
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> LatentAutoencoder:
@@ -347,26 +348,6 @@ class LatentAutoencoder(nn.Module):
             return made
 
         return read_network(source, MODEL, "a latent autoencoder", make)
-
-
-def _folded(x: Tensor, edge: int) -> Tensor:
-    """Return (B, C edge³, I/edge, J/edge, K/edge): the voxels of each cube as channels."""
-    if edge == 1:
-        return x
-    b, c, i, j, k = x.shape
-    cubes = x.reshape(b, c, i // edge, edge, j // edge, edge, k // edge, edge)
-    return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(
-        b, c * edge**3, i // edge, j // edge, k // edge
-    )
-
-
-def _unfolded(x: Tensor, edge: int) -> Tensor:
-    """Return what `_folded` was given."""
-    if edge == 1:
-        return x
-    b, c, i, j, k = x.shape
-    cubes = x.reshape(b, c // edge**3, edge, edge, edge, i, j, k)
-    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, -1, i * edge, j * edge, k * edge)
 
 
 def _wide(values: Tensor) -> Tensor:

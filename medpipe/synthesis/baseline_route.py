@@ -50,8 +50,12 @@ class BaselineRoute:
         return next(name for name, made in BASELINES.items() if isinstance(self.model, made))
 
     @property
-    def autoencoder(self) -> Any:
-        """There is none: a baseline keeps no cases, it only draws.
+    def label_classes(self) -> int:
+        """Classes of the labels, background included; 0 for none."""
+        return self.model.label_classes
+
+    def rebuilt(self, volume: Tensor) -> Tensor:
+        """Refuse: a baseline keeps no cases, it only draws.
 
         Raises
         ------

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from medpipe.errors import UsageError
 from medpipe.synthesis.autoencoder import LatentAutoencoder
+from medpipe.synthesis.cubes import folded, unfolded
 from medpipe.synthesis.model_file import network_bytes, read_network
 from medpipe.types import Json
 
@@ -75,6 +76,7 @@ class DenoiserSettings:
     condition_width: int = 64
     objective: Literal["flow", "velocity", "noise"] = "flow"
     grid: tuple[int, ...] | None = None
+    patch_cells: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
@@ -100,13 +102,16 @@ class DenoiserSettings:
             object.__setattr__(self, "grid", tuple(int(n) for n in self.grid))
             if len(self.grid) != 3 or min(self.grid) < 1:
                 raise UsageError("grid is wrong", expected="three extents, or none")
-        if self.conditions < 0:
-            raise UsageError("conditions is wrong", expected="0 or more")
+        if self.conditions < 0 or self.patch_cells < 1:
+            raise UsageError(
+                "conditions or patch_cells is wrong",
+                expected="0 conditions or more, patches of 1 cell or more",
+            )
 
     @property
     def stride(self) -> int:
         """Cells along an axis for one of the coarsest resolution."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch_cells * 2 ** (len(self.channels) - 1)
 
 
 class ConditionTokens(nn.Module):
@@ -188,8 +193,8 @@ class Denoiser(nn.Module):
         self.tokens = ConditionTokens(s.conditions, s.condition_width) if crossed else None
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=s.latent_channels,
-            out_channels=s.latent_channels,
+            in_channels=s.latent_channels * s.patch_cells**3,
+            out_channels=s.latent_channels * s.patch_cells**3,
             num_res_blocks=s.residual_blocks,
             channels=s.channels,
             attention_levels=s.attention,
@@ -260,8 +265,12 @@ class Denoiser(nn.Module):
         padded = functional.pad(latent, [p for end in ends for p in (0, end)])
         context = None if self.tokens is None else self.tokens(told)
         classes = told if s.conditions > 0 and self.tokens is None else None
-        out = self.unet(padded, time, context=context, class_labels=classes)
-        return out[(..., *(slice(n) for n in latent.shape[2:]))]
+        cubes = folded(padded, s.patch_cells)
+        out = self.unet(cubes, time, context=context, class_labels=classes)
+        out = unfolded(out, s.patch_cells)
+        for n, length in enumerate(latent.shape[2:]):
+            out = out.narrow(n + 2, 0, length)
+        return out
 
     def _told(self, latent: Tensor, values: Tensor | None, present: Tensor | None) -> Tensor:
         """Return values and marks (B, conditions, 2); 0 where a value is absent."""
@@ -293,10 +302,14 @@ class Denoiser(nn.Module):
                 hint="give the two that were trained one after the other",
             )
 
-    def to_bytes(self) -> bytes:
-        """Return weights, settings and facts as the content of a safetensors file."""
+    def to_bytes(self, *, half: bool = False, autoencoder: str | None = None) -> bytes:
+        """Return weights (in half precision), settings and facts as a safetensors file.
+
+        `autoencoder` replaces the digest of the one that it belongs to.
+        """
+        belongs = self.autoencoder if autoencoder is None else autoencoder
         return network_bytes(
-            self, MODEL, self.settings, autoencoder=self.autoencoder, facts=self.facts
+            self, MODEL, self.settings, half=half, autoencoder=belongs, facts=self.facts
         )
 
     @classmethod

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from medpipe.errors import InputError, MedpipeError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
+from medpipe.seeds import derive_seed
 from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Condition, Conditions
+from medpipe.synthesis.detail import FineDetail
+from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.model_file import plain_json
 from medpipe.synthesis.routes import DrawSettings, LatentRoute, TokenRoute, route_from
 from medpipe.synthesis.tokeniser import split_labels
@@ -64,6 +68,10 @@ class Generator:
         (I, J, K) of the volumes.
     facts : dict of JSON values
         What is known of the model and its training.
+    detail : FineDetail, optional
+        What is put back into images that the networks leave out.
+    reading : LabelReading, optional
+        What says which of several candidates fits the conditions best.
 
     Raises
     ------
@@ -75,6 +83,8 @@ class Generator:
     affine: Affine
     shape: tuple[int, int, int]
     facts: dict[str, Json] = field(default_factory=dict)
+    detail: FineDetail | None = None
+    reading: LabelReading | None = None
 
     def __post_init__(self) -> None:
         self.route.check(self.shape)
@@ -135,18 +145,46 @@ class Generator:
                 "there is not one seed for each row of conditions",
                 expected=f"{max(len(rows), 1)} of both", got=f"{len(rows)} and {len(seeds)}",
             )  # fmt: skip
-        values, present = self.conditions.encode(rows)
-        made = self.route.draw(
-            values, present, seeds, self.shape, settings or DrawSettings(), progress
-        )
-        matrix = torch.as_tensor(self.affine, dtype=torch.float64)
-        for seed, volume in zip(seeds, made, strict=True):
-            image, labels = split_labels(volume, self.route.image_channels)
-            yield DrawnVolume(
-                MetaTensor(image.float().clone(), affine=matrix),
-                None if labels is None else MetaTensor(labels, affine=matrix),
-                int(seed),
+        settings = settings or DrawSettings()
+        if settings.candidates > 1 and self.reading is None:
+            raise UsageError(
+                "the generator cannot tell which candidate fits what is asked",
+                expected="one that draws labels and knows a number of each patient",
+                hint="draw one candidate",
             )
+        every = range(settings.candidates)
+        values, present = self.conditions.encode([row for row in rows for _ in every])
+        tries = [derive_seed(s, "candidate", str(k)) if k else int(s) for s in seeds for k in every]
+        made = self.route.draw(values, present, tries, self.shape, settings, progress)
+        for row, seed in zip(rows, seeds, strict=True):
+            # as they are decoded, one at a time: only the best is kept
+            yield self._best(islice(made, settings.candidates), row, int(seed), settings)
+
+    def _best(
+        self, volumes: Iterator[Tensor], row: Mapping[str, Any], seed: int, settings: DrawSettings
+    ) -> DrawnVolume:
+        """Return the volume whose labels are nearest to what is asked, with its detail."""
+        parts = (split_labels(volume, self.route.image_channels) for volume in volumes)
+        reading = self.reading
+        if settings.candidates == 1 or reading is None:
+            image, labels = next(parts)
+        else:
+            image, labels = min(
+                parts, key=lambda part: reading.distance(cast(Tensor, part[1]), row)
+            )
+        image = self.detailed(image, seed, settings.detail)
+        matrix = torch.as_tensor(self.affine, dtype=torch.float64)
+        return DrawnVolume(
+            MetaTensor(image.float().clone(), affine=matrix),
+            None if labels is None else MetaTensor(labels, affine=matrix),
+            seed,
+        )
+
+    def detailed(self, image: Tensor, seed: int, share: float = 1.0) -> Tensor:
+        """Return an image (C, I, J, K) with a share of the detail that networks leave out."""
+        if self.detail is None or share == 0:
+            return image
+        return image + share * self.detail.draw(seed).to(image)
 
     def sample(
         self,
@@ -168,6 +206,10 @@ class Generator:
             Weights in half precision, a codebook in single. Volumes then differ a little.
         """
         tensors, header = self.route.packed(half)
+        if self.detail is not None:
+            tensors |= self.detail.packed()
+        if self.reading is not None:
+            header["reading"] = self.reading.to_json()
         metadata = {
             "model": KIND,
             "route": self.route.name,
@@ -207,7 +249,11 @@ class Generator:
             route = route_from(str(said["route"]), tensors, said["parts"])
             affine = np.array(said["affine"], np.float64).reshape(4, 4)
             i, j, k = (int(n) for n in said["shape"])
-            return cls(route, affine, (i, j, k), dict(said["facts"]))
+            read = said["parts"].get("reading")
+            return cls(
+                route, affine, (i, j, k), dict(said["facts"]), FineDetail.unpacked(tensors),
+                None if read is None else LabelReading.from_json(read),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, MedpipeError):
             raise InputError(
                 "the model is no generator", where=where,

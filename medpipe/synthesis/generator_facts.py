@@ -22,6 +22,8 @@ __all__ = ["likelihoods_of", "reconstructions_of"]
 def reconstructions_of(generator: Generator, cases: SynthesisSet) -> Tensor:
     """Return the images (n, I, J, K) of cases after the first network of a generator and back.
 
+    What the network leaves out is put back as in images that are drawn.
+
     Parameters
     ----------
     generator : Generator
@@ -34,18 +36,11 @@ def reconstructions_of(generator: Generator, cases: SynthesisSet) -> Tensor:
         If the cases do not fit the generator.
     """
     volumes = _volumes(generator, cases)
-    route, shape = generator.route, generator.shape
     out = []
-    with torch.no_grad():
-        for x in volumes.split(1):
-            if isinstance(route, TokenRoute):
-                net = route.tokeniser.tokeniser
-                made = net.decode(net.encode(x.to(net.codebook.vectors.device)), shape)
-            else:
-                own = route.autoencoder
-                made = own.decode(own.encode(x.to(own.scale.device))[0], shape)
-            out.append(made[:, 0].to(cases.images))
-    return torch.cat(out)
+    for seed, x in enumerate(volumes):
+        made = generator.route.rebuilt(x)[:1]
+        out.append(generator.detailed(made, seed)[0].to(cases.images))
+    return torch.stack(out)
 
 
 def likelihoods_of(
@@ -90,19 +85,17 @@ def _volumes(generator: Generator, cases: SynthesisSet) -> Tensor:
             expected=str(tuple(generator.shape)), got=str(tuple(cases.images.shape[1:])),
         )  # fmt: skip
     route = generator.route
-    network = route.tokeniser if isinstance(route, TokenRoute) else route.autoencoder
-    settings = network.settings
     images = cases.images[:, None].clamp(0, 1)
-    if settings.image_channels != 1:
+    if route.image_channels != 1:
         raise InputError(
             "the generator draws several images at once", expected="one channel",
-            got=str(settings.image_channels),
+            got=str(route.image_channels),
         )  # fmt: skip
-    if not settings.label_classes:
+    if not route.label_classes:
         return images
     if cases.labels is None:
         raise InputError("the generator draws labels: real cases need them too")
-    return join_labels(images, cases.labels[:, None], settings.label_classes)
+    return join_labels(images, cases.labels[:, None], route.label_classes)
 
 
 def _within(generator: Generator, name: str, value: Any) -> Any:

@@ -22,7 +22,9 @@ from medpipe.synthesis.coded import encode_moved
 from medpipe.synthesis.conditions import Conditions
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 from medpipe.synthesis.denoiser_training import DenoiserTraining, denoising_errors, train_denoiser
+from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.generator import Generator
+from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.prior import PriorSettings
@@ -37,6 +39,11 @@ from medpipe.train import Progress
 from medpipe.types import Json
 
 __all__ = ["GeneratorTraining", "train_generator"]
+
+FEWEST_DETAILED = 6
+"""Volumes that validate, if their fine detail shall be measured on them alone."""
+MOST_DETAILED = 24
+"""Volumes that it is measured on: they are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,33 @@ def train_generator(
         "seed": training.seed,
     }
     affine = np.array(samples.volumes.affine, np.float64)
-    return Generator(route, affine, shape, facts)
+    return Generator(route, affine, shape, facts, _detail(run, route), _reading(samples, route))
+
+
+def _detail(run: _Run, route: TokenRoute | LatentRoute) -> FineDetail:
+    """Return what the first network leaves out of volumes that did not train it, if there are."""
+    trains, validates = run.sides()
+    some = validates if len(validates) >= FEWEST_DETAILED else trains
+    n = route.image_channels
+    volumes = TokeniserSamples(some, n, route.label_classes)
+    left = []
+    for number in range(min(len(some), MOST_DETAILED)):
+        volume = volumes.volume(number)
+        left.append(volume[:n] - route.rebuilt(volume)[:n].to(volume))
+    return FineDetail.fit(torch.stack(left))
+
+
+def _reading(samples: TrainingSet, route: TokenRoute | LatentRoute) -> LabelReading | None:
+    """Return what reads conditions from labels, where there are both."""
+    if not route.label_classes:
+        return None
+    pairs = (samples.volumes[n] for n in range(len(samples.volumes)))
+    rows = [
+        {name: column[n] for name, column in samples.table.items()}
+        for n in range(len(samples.volumes))
+    ]
+    labels = (torch.as_tensor(known) for _, known in pairs)
+    return LabelReading.fit(labels, rows, route.conditions, route.label_classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,10 +20,17 @@ __all__ = ["network_bytes", "network_digest", "plain_json", "read_network"]
 N = TypeVar("N", bound=nn.Module)
 
 
-def network_bytes(network: nn.Module, model: str, settings: Any, **more: Json) -> bytes:
-    """Return weights, the fields of `settings` and more facts as a safetensors file."""
+def network_bytes(
+    network: nn.Module, model: str, settings: Any, *, half: bool = False, **more: Json
+) -> bytes:
+    """Return weights, the fields of `settings` and more facts as a safetensors file.
+
+    With `half` weights are in half precision; what was measured (buffers) is as it is.
+    """
     said: dict[str, Json] = {"model": model, "settings": asdict(settings), **more}
-    return pack_weights(network.state_dict(), said)
+    learned = dict(network.named_parameters()) if half else {}
+    tensors = {n: v.half() if n in learned else v for n, v in network.state_dict().items()}
+    return pack_weights(tensors, said)
 
 
 def network_digest(network: nn.Module) -> str:

@@ -41,6 +41,16 @@ class DrawSettings:
     batch : int, optional
         Volumes whose codes or latents are drawn at a time; what is drawn does not depend
         on it.
+    candidates : int
+        Of so many volumes for each row the one is kept whose labels fit its conditions best,
+        at so many times the cost; see `medpipe.synthesis.label_reading`.
+    detail : float
+        Share of the fine detail that is put back; see `medpipe.synthesis.detail`.
+
+    Raises
+    ------
+    UsageError
+        If there is no candidate, or less than no detail.
     """
 
     temperature: float = 1.0
@@ -50,6 +60,16 @@ class DrawSettings:
     steps: int = 30
     scheduler: SchedulerName | None = None
     batch: int | None = None
+    candidates: int = 1
+    detail: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or not self.detail >= 0:
+            raise UsageError(
+                "the settings of drawing are wrong",
+                expected="candidates of 1 or more, detail of 0 or more",
+                got=f"{self.candidates} and {self.detail:g}",
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +95,11 @@ class TokenRoute:
     def image_channels(self) -> int:
         """Channels of the image; those after them are of labels."""
         return self.tokeniser.settings.image_channels
+
+    @property
+    def label_classes(self) -> int:
+        """Classes of the labels, background included; 0 for none."""
+        return self.tokeniser.settings.label_classes
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -108,6 +133,13 @@ class TokenRoute:
         for codes in prior.to_grid(drawn):
             with torch.no_grad():
                 yield self.tokeniser.tokeniser.decode(codes[None], shape)[0]
+
+    def rebuilt(self, volume: Tensor) -> Tensor:
+        """Return a volume (C, I, J, K), labels one-hot, as it comes back from its codes."""
+        net = self.tokeniser.tokeniser
+        x = volume[None].to(net.codebook.vectors.device)
+        with torch.no_grad():
+            return net.decode(net.encode(x), x.shape[2:])[0]
 
     def packed(self, half: bool) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Return tensors and headers of both, the names of the tensors prefixed."""
@@ -145,6 +177,11 @@ class LatentRoute:
         return self.autoencoder.settings.image_channels
 
     @property
+    def label_classes(self) -> int:
+        """Classes of the labels, background included; 0 for none."""
+        return self.autoencoder.settings.label_classes
+
+    @property
     def networks(self) -> tuple[nn.Module, ...]:
         """All of them."""
         return self.autoencoder, self.denoiser
@@ -179,11 +216,21 @@ class LatentRoute:
                 with torch.no_grad():
                     yield self.autoencoder.decode(latent[None], shape)[0]
 
+    def rebuilt(self, volume: Tensor) -> Tensor:
+        """Return a volume (C, I, J, K), labels one-hot, as it comes back from its latent."""
+        x = volume[None].to(self.autoencoder.scale.device)
+        with torch.no_grad():
+            return self.autoencoder.decode(self.autoencoder.encode(x)[0], x.shape[2:])[0]
+
     def packed(self, half: bool) -> tuple[dict[str, Tensor], dict[str, Json]]:
         """Return tensors and headers of both, the names of the tensors prefixed."""
-        if half:
-            raise UsageError("latents are kept in single precision", hint="leave out half")
-        parts = {"autoencoder": self.autoencoder.to_bytes(), "denoiser": self.denoiser.to_bytes()}
+        belongs = self.denoiser.autoencoder
+        if half and belongs:  # its latents belong to the autoencoder as it is rounded
+            belongs = LatentAutoencoder.from_bytes(self.autoencoder.to_bytes(half=True)).digest()
+        parts = {
+            "autoencoder": self.autoencoder.to_bytes(half=half),
+            "denoiser": self.denoiser.to_bytes(half=half, autoencoder=belongs),
+        }
         tensors, header = _packed(parts)
         return tensors, header | self.conditions.to_json()
 

@@ -13,13 +13,14 @@ from torch.utils.data import Dataset
 
 from medpipe.errors import InputError, ResourceError, UsageError
 from medpipe.models import pack_weights
-from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder, _folded, _unfolded
+from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
 from medpipe.synthesis.autoencoder_training import (
     AutoencoderTraining,
     _divergence,
     measure_autoencoder,
     train_autoencoder,
 )
+from medpipe.synthesis.cubes import folded, unfolded
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.train import LoopSettings
 
@@ -115,9 +116,9 @@ def test_patches_and_labels_of_a_volume_of_any_size(transposed):
     whole = model.decode(mean, (9, 12, 7))
     assert whole.shape == x.shape
     # each cube of 2 x 2 x 2 voxels is eight channels at one place, and comes back to it
-    folded = _folded(x[..., :8, :, :6], 2)
-    assert torch.equal(folded[0, 8 + 4 + 1, 1, 2, 0], x[0, 1, 3, 4, 1])
-    assert torch.equal(_unfolded(folded, 2), x[..., :8, :, :6])
+    cubes = folded(x[..., :8, :, :6], 2)
+    assert torch.equal(cubes[0, 8 + 4 + 1, 1, 2, 0], x[0, 1, 3, 4, 1])
+    assert torch.equal(unfolded(cubes, 2), x[..., :8, :, :6])
     for slabs in (2, 3):
         assert torch.allclose(model.encode(x, slabs=slabs)[0], mean, atol=1e-5)
         assert torch.allclose(model.decode(mean, (9, 12, 7), slabs=slabs), whole, atol=1e-5)

@@ -11,6 +11,7 @@ from torch import nn
 from medpipe.errors import InputError, UsageError
 from medpipe.models import pack_weights
 from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
+from medpipe.synthesis.cubes import folded, unfolded
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 
 
@@ -49,6 +50,18 @@ def test_a_latent_of_any_size_is_one_that_zeros_surround():
     wide[:, :, :5, :, :3] = x
     assert torch.equal(out, denoiser.unet(wide, TIME)[:, :, :5, :, :3])
     assert not torch.allclose(out[:1], denoiser(x, TIME.flip(0))[:1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_cubes_of_cells_are_channels_of_the_network():
+    denoiser, x = made(patch_cells=2), noisy((5, 6, 3))
+    assert denoiser.stride == 4
+    wide = torch.zeros(2, 2, 8, 8, 4)
+    wide[:, :, :5, :6, :3] = x
+    cubes = folded(wide, 2)
+    assert cubes.shape == (2, 16, 4, 4, 2)
+    out = unfolded(denoiser.unet(cubes, TIME), 2)
+    assert torch.equal(denoiser(x, TIME), out[:, :, :5, :6, :3])
 
 
 @torch.no_grad()
@@ -110,7 +123,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         ({"conditioning": "prefix"}, "cross-attention or embedding"),
         ({"objective": "score"}, "flow, velocity or noise"),
         ({"residual_blocks": 0}, "1 or more"),
-        ({"conditions": -1}, "0 or more"),
+        ({"conditions": -1}, "0 conditions or more"),
     ):
         with pytest.raises(UsageError, match=text):
             settings(**bad)

@@ -13,11 +13,14 @@ from sy_tiny_models import AFFINE, GRID, SHAPE, conditions, prior, tokeniser
 from medpipe.errors import InputError, UsageError
 from medpipe.models import MODELS, PackagedModel, pack_weights
 from medpipe.models import registry as models
+from medpipe.seeds import derive_seed
 from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
 from medpipe.synthesis.conditions import Conditions
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
+from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.flow import sample_latents
 from medpipe.synthesis.generator import Generator
+from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.sampling import sample_codes
 
@@ -115,12 +118,64 @@ def test_one_file_holds_all_of_it(kind, request, tmp_path, monkeypatch):
     assert same(Generator.read("toy-brain").sample(ROWS[:1], [1], steps=2)[0], a)
 
 
+def detailed(generator):
+    """Return a generator with detail, and with a reading that wants many voxels of label 1."""
+    left = 0.1 * torch.randn(6, 1, *SHAPE, generator=torch.Generator().manual_seed(2))
+    reading = LabelReading(("age_years",), np.array([[0.0], [0.1], [0.0]]), np.array([1.0]))
+    return replace(generator, detail=FineDetail.fit(left), reading=reading)
+
+
+def test_detail_is_put_back_in_the_share_that_is_asked_for(tokens):
+    fine = detailed(tokens)
+    smooth, whole, half = (fine.sample(ROWS[:1], [5], detail=d)[0] for d in (0, 1, 0.5))
+    assert same(smooth, tokens.sample(ROWS[:1], [5])[0])
+    added = whole.image.as_tensor() - smooth.image.as_tensor()
+    assert float(added.std()) == pytest.approx(0.1, rel=0.1)
+    assert torch.allclose(half.image.as_tensor() - smooth.image.as_tensor(), added / 2, atol=1e-6)
+    assert torch.equal(whole.labels.as_tensor(), smooth.labels.as_tensor())
+    back = Generator.from_bytes(fine.to_bytes()).sample(ROWS[:1], [5])[0]
+    assert torch.allclose(back.image.as_tensor(), whole.image.as_tensor(), atol=1e-3)
+
+
+def test_of_several_candidates_the_nearest_is_kept(tokens):
+    fine = detailed(tokens)
+    rows = [{"age_years": 20}, {"age_years": 90}]
+    assert same(fine.sample(rows, [1, 2], candidates=1)[1], fine.sample(rows, [1, 2])[1])
+    sizes = {}
+    for candidates in (1, 5):
+        made = fine.sample(rows, [1, 2], candidates=candidates, detail=0, batch=3)
+        sizes[candidates] = [int((v.labels == 1).sum()) for v in made]
+    every = [
+        [
+            int((fine.sample([row], [s], detail=0)[0].labels == 1).sum())
+            for s in (seed, *(derive_seed(seed, "candidate", str(k)) for k in range(1, 5)))
+        ]
+        for row, seed in zip(rows, [1, 2], strict=True)
+    ]
+    assert sizes[1] == [row[0] for row in every]
+    for n, row in enumerate(rows):
+        assert sizes[5][n] == min(every[n], key=lambda size: abs(0.1 * size - row["age_years"]))
+    with pytest.raises(UsageError, match=r"cannot tell which candidate fits.*draw one candidate"):
+        tokens.sample(ROWS, SEEDS, candidates=2)
+    with pytest.raises(UsageError, match="candidates of 1 or more, detail of 0 or more"):
+        tokens.sample(ROWS, SEEDS, candidates=0)
+
+
 def test_half_precision_is_a_model_of_its_own_that_fits_itself(tokens):
     half = Generator.from_bytes(tokens.to_bytes(half=True))
     assert len(tokens.to_bytes(half=True)) < 0.75 * len(tokens.to_bytes())
     assert half.digest != tokens.digest
     assert half.route.prior.tokeniser == half.route.tokeniser.digest
     assert half.sample(ROWS[:1], [1])[0].image.shape == (1, *SHAPE)
+
+
+def test_half_precision_of_latents_is_rounded_and_fits_itself(latents):
+    content = latents.to_bytes(half=True)
+    half = Generator.from_bytes(content)
+    assert len(content) < 0.75 * len(latents.to_bytes())
+    assert half.route.denoiser.autoencoder == half.route.autoencoder.digest() != ""
+    a, b = (g.sample(ROWS[:1], [1], steps=3)[0].image.as_tensor() for g in (latents, half))
+    assert 0 < float((a - b).abs().max()) < 0.02 * float(a.std())
 
 
 def test_conditions_that_are_not_said_are_found(tokens):

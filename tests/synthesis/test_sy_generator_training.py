@@ -16,10 +16,11 @@ from medpipe.synthesis.autoencoder import AutoencoderSettings
 from medpipe.synthesis.autoencoder_training import AutoencoderTraining
 from medpipe.synthesis.coded import encode_moved
 from medpipe.synthesis.denoiser_training import DenoiserTraining
+from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.generator_training import GeneratorTraining, train_generator
 from medpipe.synthesis.prior_training import PriorTraining
-from medpipe.synthesis.tokeniser import TokeniserSettings
+from medpipe.synthesis.tokeniser import TokeniserSettings, join_labels
 from medpipe.synthesis.tokeniser_training import TokeniserTraining
 from medpipe.synthesis.training_files import read_training_set
 from medpipe.transforms import SynthesisCurve, SynthesisTable, TrainSynthesisd
@@ -143,6 +144,16 @@ def test_who_is_held_out_trains_neither_autoencoder_nor_denoiser(folder):
     assert facts["trained"]["n"] == 6
     assert made.route.autoencoder.facts["validation"]["psnr_db"]["n"] == 2
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    # too few are held out to measure detail on: all others are
+    route, left = made.route, []
+    for n in sorted(order[2:]):
+        image, labels = (torch.as_tensor(part) for part in samples.volumes[n])
+        whole = join_labels(image[None], labels[None], 2)[0]
+        left.append(whole[:1] - route.rebuilt(whole)[:1])
+    assert torch.equal(made.detail.strength, FineDetail.fit(torch.stack(left)).strength)
+    read = made.reading.read(torch.as_tensor(samples.volumes[3][1]))
+    assert list(read) == ["place_voxels"]  # the balls are alike: their size says no place
+    assert made.reading.errors[0] > 0.5 * np.std(samples.table["place_voxels"])
     once = replace(
         LATENT,
         autoencoder_training=replace(LATENT.autoencoder_training, iterations=1),
@@ -254,8 +265,6 @@ def test_the_steps_train_and_tell_by_latents(folder):
     assert table["dice_1"] == shown["dice"][0]["value"]
     for stage, name in (("prior", "Denoiser"), ("tokeniser", "Autoencoder")):
         assert f"{name}: best after".encode() in SynthesisCurve(stage)(one)
-    with pytest.raises(UsageError, match="leave out half"):
-        TrainSynthesisd("model", route="latents", half=True)
     with pytest.raises(UsageError, match=r"no such preset; expected small \| hippocampus"):
         TrainSynthesisd("model", route="latents", preset="synthanatomy")
 

@@ -76,7 +76,7 @@ class SampleVolume(ArrayStep, Randomizable):
         Those of every case; what the row of a case says counts more.
     missing : {"refuse", "unknown"}
         What a condition means that neither says: an error, or that it is not known.
-    temperature, top_k, top_p, guidance, steps
+    temperature, top_k, top_p, guidance, steps, candidates, detail
         See `medpipe.synthesis.DrawSettings`.
     """
 
@@ -90,11 +90,15 @@ class SampleVolume(ArrayStep, Randomizable):
         top_p: float | None = None,
         guidance: float = 1.0,
         steps: int = 30,
+        candidates: int = 1,
+        detail: float = 1.0,
     ) -> None:
         self.name = model
         self.fixed = dict(conditions or {})
         self.missing = check_choice("missing", missing, ("refuse", "unknown"))
-        self.settings = DrawSettings(temperature, top_k, top_p, guidance, steps)
+        self.settings = DrawSettings(
+            temperature, top_k, top_p, guidance, steps, candidates=candidates, detail=detail
+        )
         self.device = torch.device("cpu")
         self._model: Generator | None = None
 
@@ -179,6 +183,11 @@ class SampleVolumed(DictStep, Randomizable):
         Above 1 conditions count more than they did in training, at twice the cost.
     steps : int
         Of a generator that is a denoiser.
+    candidates : int
+        Of so many volumes the one is kept whose labels fit the conditions best, at so many
+        times the cost.
+    detail : float
+        Share of the fine detail that is put back, which networks leave out; 0: smooth images.
     labels_out : str, optional
         Key that receives the labels, empty ones (and a finding) where the generator draws
         none; with one key alone.
@@ -186,7 +195,7 @@ class SampleVolumed(DictStep, Randomizable):
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ()
     writes = ("labels_out",)
     files = ("model",)
@@ -204,14 +213,17 @@ class SampleVolumed(DictStep, Randomizable):
         top_p: float | None = None,
         guidance: float = 1.0,
         steps: int = 30,
+        candidates: int = 1,
+        detail: float = 1.0,
         labels_out: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.labels_out = labels_out
         self.step = SampleVolume(
-            model, conditions, missing, temperature, top_k, top_p, guidance, steps
-        )
+            model, conditions, missing, temperature, top_k, top_p, guidance, steps,
+            candidates, detail,
+        )  # fmt: skip
 
     def set_random_state(
         self, seed: int | None = None, state: np.random.RandomState | None = None

@@ -76,8 +76,6 @@ class TrainSynthesis(ArrayStep, Randomizable):
         self.conditions, self.half = conditions, half
         self.device: str | torch.device = "auto"
         check_choice("route", route, ("tokens", "latents"))
-        if half and route == "latents":
-            raise UsageError("latents are kept in single precision", hint="leave out half")
         first: dict[str, Any] = {
             "iterations": tokeniser_iterations, "batch_size": tokeniser_batch,
             "learning_rate": tokeniser_rate,
@@ -227,7 +225,7 @@ class TrainSynthesisd(DictStep, Randomizable):
         Of the denoiser, from the grid of the latent down, multiples of 16; by default 64 and
         128. The last has attention.
     half : bool
-        Weights of tokeniser and prior in half precision: a file of half the size.
+        Weights in half precision: a file of half the size.
     allow_missing_keys : bool
         Skip keys that are absent.
     """

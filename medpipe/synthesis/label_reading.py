@@ -1,0 +1,128 @@
+"""What the labels of a volume say of its conditions: to choose among volumes that were drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medpipe.synthesis.conditions import Conditions
+from medpipe.types import Json
+
+__all__ = ["LabelReading"]
+
+RIDGE = 1e-3
+"""Penalty of the regression, of sizes of unit spread, per volume."""
+LEAST_ERROR = 0.05
+"""Of the spread of a condition: no volume is asked to be nearer than this."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelReading:
+    """A regression of continuous conditions on the sizes of the labelled regions.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The conditions that it reads.
+    weights : array (1 + regions, conditions)
+        Of 1 and of the number of voxels of each label from 1 up.
+    errors : array (conditions,)
+        Standard deviation of what is read about what is true. A condition that labels do not
+        show has the spread of the condition itself, and hardly counts.
+    """
+
+    names: tuple[str, ...]
+    weights: NDArray[np.float64]
+    errors: NDArray[np.float64]
+
+    @classmethod
+    def fit(
+        cls, labels: Iterable[Tensor], rows: Sequence[Mapping[str, Any]], conditions: Conditions,
+        classes: int,
+    ) -> LabelReading | None:  # fmt: skip
+        """Learn from real cases; None if there is nothing to learn.
+
+        Parameters
+        ----------
+        labels : integer Tensors (1, I, J, K), one by one
+        rows : sequence of mapping
+            Conditions of each case by name.
+        conditions : Conditions
+        classes : int
+            Of the labels, background included.
+        """
+        names = tuple(c.name for c in conditions.items if c.kind == "continuous")
+        sizes = np.array([_sizes(each, classes) for each in labels])
+        kept, columns, errors = [], [], []
+        for name in names:
+            known = np.array([_number(row.get(name)) for row in rows])
+            use = np.isfinite(known)
+            if use.sum() < 3 or not known[use].std() > 0:
+                continue
+            weights = _regression(sizes[use], known[use])
+            read = weights[0] + sizes[use] @ weights[1:]
+            spread = known[use].std()
+            kept.append(name)
+            columns.append(weights)
+            errors.append(max((read - known[use]).std(), LEAST_ERROR * spread))
+        if not kept:
+            return None
+        return cls(tuple(kept), np.stack(columns, 1), np.array(errors))
+
+    def read(self, labels: Tensor) -> dict[str, float]:
+        """Return the conditions that a label map (1, I, J, K) shows."""
+        sizes = _sizes(labels, len(self.weights))
+        found = self.weights[0] + sizes @ self.weights[1:]
+        return dict(zip(self.names, found.tolist(), strict=True))
+
+    def distance(self, labels: Tensor, row: Mapping[str, Any]) -> float:
+        """Return how far a label map is from a row, in errors; what is not asked is free."""
+        found = self.read(labels)
+        squares = [
+            ((found[name] - _number(row[name])) / error) ** 2
+            for name, error in zip(self.names, self.errors, strict=True)
+            if not np.isnan(_number(row.get(name)))
+        ]
+        return float(np.sqrt(sum(squares)))
+
+    def to_json(self) -> dict[str, Json]:
+        """Return it as JSON values."""
+        return {
+            "names": list(self.names),
+            "weights": self.weights.tolist(),
+            "errors": self.errors.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> LabelReading:
+        """Return what `to_json` wrote."""
+        weights = np.array(record["weights"], np.float64)
+        errors = np.array(record["errors"], np.float64)
+        return cls(tuple(map(str, record["names"])), weights, errors)
+
+
+def _number(value: Any) -> float:
+    """Return what is known of a condition as a number, NaN for nothing."""
+    return float("nan") if value in (None, "") else float(value)
+
+
+def _sizes(labels: Tensor, classes: int) -> NDArray[np.float64]:
+    """Return the number of voxels of each label from 1 up."""
+    counts = torch.bincount(labels.flatten().long(), minlength=classes)[1:classes]
+    return np.array(counts.tolist(), np.float64)
+
+
+def _regression(sizes: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return weights of 1 and of the sizes."""
+    mean, spread = sizes.mean(0), sizes.std(0)
+    plain = (sizes - mean) / np.where(spread > 0, spread, 1.0)
+    penalty = RIDGE * len(plain) * np.eye(plain.shape[1])
+    slopes = np.linalg.solve(plain.T @ plain + penalty, plain.T @ (known - known.mean()))
+    slopes = slopes / np.where(spread > 0, spread, 1.0)
+    return np.concatenate([[known.mean() - mean @ slopes], slopes])

@@ -1,0 +1,75 @@
+"""Reading conditions from labels, and choosing by it."""
+
+import numpy as np
+import pytest
+import torch
+
+from medpipe.synthesis.conditions import Conditions
+from medpipe.synthesis.label_reading import LabelReading
+
+SHAPE = (12, 12, 12)
+
+
+def cases(n: int = 60) -> tuple[list[torch.Tensor], list[dict[str, float]]]:
+    """Return labels of two regions and conditions: their volumes, age (half), luck (no)."""
+    rng = np.random.default_rng(0)
+    labels, rows = [], []
+    for _ in range(n):
+        a, b = rng.integers(100, 400, 2)
+        flat = torch.zeros(12**3, dtype=torch.uint8)
+        flat[:a], flat[a : a + b] = 1, 2
+        labels.append(flat.reshape(1, *SHAPE))
+        rows.append(
+            {
+                "both_ml": (a + b) * 0.027,
+                "first_ml": a * 0.027,
+                "age_years": 50 + a / 20 + rng.normal(0, 4.3),
+                "luck": rng.normal(),
+                "sex": "F",
+            }
+        )
+    return labels, rows
+
+
+def fitted(rows: list[dict[str, float]], labels: list[torch.Tensor]) -> LabelReading:
+    """Return what reads them."""
+    names = ["both_ml", "first_ml", "age_years", "luck"]
+    table = {n: [r[n] for r in rows] for n in names}
+    conditions = Conditions.fit(table, dict.fromkeys(names, "continuous"))
+    found = LabelReading.fit(labels, rows, conditions, 3)
+    assert found is not None
+    return found
+
+
+def test_volumes_are_read_exactly_and_what_labels_do_not_show_is_not():
+    labels, rows = cases()
+    reading = fitted(rows, labels)
+    for known, row in zip(labels, rows, strict=True):
+        read = reading.read(known)
+        assert read["both_ml"] == pytest.approx(row["both_ml"], rel=0.01)
+        assert read["first_ml"] == pytest.approx(row["first_ml"], rel=0.02)
+    errors = dict(zip(reading.names, reading.errors, strict=True))
+    spread = {n: float(np.std([r[n] for r in rows])) for n in reading.names}
+    assert errors["both_ml"] == pytest.approx(0.05 * spread["both_ml"])
+    assert errors["age_years"] == pytest.approx(4.3, rel=0.2)
+    assert errors["luck"] > 0.9 * spread["luck"]
+
+
+def test_the_nearest_is_the_one_that_was_asked_for():
+    labels, rows = cases()
+    reading = fitted(rows, labels)
+    for n in (3, 17, 40):
+        distances = [reading.distance(each, rows[n]) for each in labels]
+        assert int(np.argmin(distances)) == n
+    assert reading.distance(labels[3], {}) == 0
+    assert reading.distance(labels[3], {"both_ml": None, "sex": "F"}) == 0
+    again = LabelReading.from_json(reading.to_json())
+    assert again.distance(labels[3], rows[4]) == reading.distance(labels[3], rows[4])
+
+
+def test_nothing_to_read():
+    labels, rows = cases(5)
+    nothing = Conditions.fit({"sex": ["F", "M"]}, {"sex": "binary"})
+    assert LabelReading.fit(labels, rows, nothing, 3) is None
+    known = Conditions.fit({"both_ml": [1.0, 20.0]}, {"both_ml": "continuous"})
+    assert LabelReading.fit(labels, [{"both_ml": None}] * 5, known, 3) is None
