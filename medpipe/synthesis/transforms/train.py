@@ -12,7 +12,7 @@ import torch
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import Randomizable
 
-from medpipe.errors import StepError, UsageError
+from medpipe.errors import StepError
 from medpipe.steps._base import ArrayStep, DictStep, check_choice
 from medpipe.synthesis.autoencoder import AutoencoderSettings
 from medpipe.synthesis.autoencoder_training import AutoencoderTraining
