@@ -27,7 +27,7 @@ from medpipe.synthesis.conditions import Condition, Conditions
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.model_file import plain_json
-from medpipe.synthesis.routes import DrawSettings, LatentRoute, TokenRoute, route_from
+from medpipe.synthesis.routes import DETAIL, DrawSettings, LatentRoute, TokenRoute, route_from
 from medpipe.synthesis.tokeniser import split_labels
 from medpipe.types import Affine, Json
 
@@ -180,7 +180,7 @@ class Generator:
             seed,
         )
 
-    def detailed(self, image: Tensor, seed: int, share: float = 1.0) -> Tensor:
+    def detailed(self, image: Tensor, seed: int, share: float = DETAIL) -> Tensor:
         """Return an image (C, I, J, K) with a share of the detail that networks leave out."""
         if self.detail is None or share == 0:
             return image

@@ -91,7 +91,7 @@ class SampleVolume(ArrayStep, Randomizable):
         guidance: float = 1.0,
         steps: int = 30,
         candidates: int = 1,
-        detail: float = 1.0,
+        detail: float = 0.5,
     ) -> None:
         self.name = model
         self.fixed = dict(conditions or {})
@@ -214,7 +214,7 @@ class SampleVolumed(DictStep, Randomizable):
         guidance: float = 1.0,
         steps: int = 30,
         candidates: int = 1,
-        detail: float = 1.0,
+        detail: float = 0.5,
         labels_out: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
