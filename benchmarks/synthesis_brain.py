@@ -31,7 +31,7 @@ from synthesis_hippocampus_table import row_of
 from medpipe.io.atomic import write_bytes_atomic, write_json_atomic
 from medpipe.io.manifest import read_manifest
 from medpipe.phantoms.brain_population_folder import BrainCohort, write_brain_population
-from medpipe.phantoms.brain_population_labels import BRAIN, BrainRegion
+from medpipe.phantoms.brain_population_labels import BrainRegion
 from medpipe.report.synthesis_page import synthesis_page
 from medpipe.synthesis import (
     AutoencoderSettings,
@@ -57,11 +57,20 @@ from medpipe.synthesis.metrics import condition_agreement, label_volumes
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples
 from medpipe.train import LoopSettings, Progress
 
+R = BrainRegion
 NAME = "synthesis-brain"
 MODELS = ROOT / "medpipe" / "models"
 CONDITIONS = ("age_years", "sex", "ventricle_ml", "brain_ml")
-REGIONS = {"ventricle": 1, "brain": 2}
-"""Of the segmenter that measures; all else is background."""
+TISSUES: dict[str, tuple[BrainRegion, ...]] = {
+    "grey": (R.GREY, R.DEEP_GREY, R.HIPPOCAMPUS_AMYGDALA, R.CEREBELLUM_GREY),
+    "white": (R.WHITE, R.CEREBELLUM_WHITE, R.BRAINSTEM),
+    "ventricle": (R.LATERAL_VENTRICLE,),
+    "fluid": (R.CSF,),
+    "outside": (R.OUTSIDE,),
+}
+"""What the generator labels, from 1 up."""
+REGIONS: dict[str, tuple[int, ...]] = {"ventricle": (3,), "brain": (1, 2)}
+"""What is measured, by these labels."""
 
 
 def recipe(seed: int) -> GeneratorTraining:
@@ -69,56 +78,53 @@ def recipe(seed: int) -> GeneratorTraining:
     return GeneratorTraining(
         route="latents",
         autoencoder=AutoencoderSettings(
-            channels=(16, 48, 96), latent_channels=8, groups=8, patch_voxels=2, transposed=True
+            channels=(16, 48, 96), latent_channels=32, groups=8, patch_voxels=2, transposed=True
         ),
         autoencoder_training=AutoencoderTraining(
-            iterations=1000, batch_size=2, learning_rate=2.5e-3, validate_every=200, seed=seed
+            iterations=1600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
+            label_weight=0.2, seed=seed,
         ),
         denoiser={
-            "channels": (48, 96), "attention": (False, True), "groups": 8,
+            "channels": (64, 128), "attention": (False, True), "groups": 8,
             "conditioning": "embedding", "condition_width": 32,
         },
         denoiser_training=DenoiserTraining(
-            iterations=2000, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
+            iterations=1500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
             ema_decay=0.99, seed=seed,
         ),
+        labeller={"widths": (8, 16, 32), "residual_units": 1},
+        labeller_iterations=300,
         seed=seed,
     )  # fmt: skip
 
 
 class Some(Sequence[Any]):
-    """Some of the volumes of a training set, on its grid."""
+    """Some of the volumes of a training set, on its grid, with tissues as labels."""
 
     def __init__(self, volumes: Any, which: list[int]) -> None:
         self.volumes, self.which, self.affine = volumes, which, volumes.affine
+        self.tissue = np.zeros(len(BrainRegion), np.uint8)
+        for label, members in enumerate(TISSUES.values(), 1):
+            self.tissue[list(members)] = label
 
     def __len__(self) -> int:
         return len(self.which)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.volumes[self.which[index]]
+        image, labels = self.volumes[self.which[index]]
+        return image, self.tissue[labels]
 
 
 def part(whole: TrainingSet, heads: list[int], which: list[int]) -> TrainingSet:
     """Return some of the cases; those of one head are of one subject: they share anatomy."""
     table = {name: [column[n] for n in which] for name, column in whole.table.items()}
     subjects = [heads[n] for n in which]
-    return TrainingSet(
-        Some(whole.volumes, which), subjects, table, whole.kinds, whole.label_classes
-    )  # type: ignore[arg-type]
+    return TrainingSet(Some(whole.volumes, which), subjects, table, whole.kinds, 1 + len(TISSUES))  # type: ignore[arg-type]
 
 
 def rows_of(cases: TrainingSet, which: Sequence[int]) -> list[dict[str, Any]]:
     """Return the conditions of cases."""
     return [{name: column[n] for name, column in cases.table.items()} for n in which]
-
-
-def regions(labels: torch.Tensor) -> torch.Tensor:
-    """Return ventricle and brain alone, as REGIONS numbers them."""
-    table = torch.zeros(len(BrainRegion), dtype=torch.uint8)
-    table[BrainRegion.LATERAL_VENTRICLE] = REGIONS["ventricle"]
-    table[[int(label) for label in BRAIN]] = REGIONS["brain"]
-    return table[labels.long()]
 
 
 def as_set(cases: TrainingSet, which: Sequence[int]) -> SynthesisSet:
@@ -177,13 +183,11 @@ class Run:
 
         def make() -> bytes:
             cases = as_set(self.train, range(len(self.train.subjects)))
-            assert cases.labels is not None
-            cases = SynthesisSet(cases.images, regions(cases.labels))
             loop = LoopSettings(
                 iterations=400, batch_size=2, learning_rate=5e-3, validate_every=50,
                 seed=self.how.seed,
             )  # fmt: skip
-            settings = SegmenterSettings(3, widths=(8, 16, 32), residual_units=1)
+            settings = SegmenterSettings(1 + len(TISSUES), widths=(8, 16, 32), residual_units=1)
             checkpoint = self.folder / "checkpoints" / "segmenter.pt"
             return train_segmenter(
                 cases.pairs(), settings, loop, device=self.how.device, checkpoint=checkpoint
@@ -200,7 +204,7 @@ class Run:
 
             def draw(which: Sequence[int]) -> list[Any]:
                 return generator.sample(
-                    [rows[n] for n in which], list(which), candidates=self.how.candidates
+                    [rows[n] for n in which], list(which), corrections=self.how.corrections
                 )
 
             cost = sampling_cost(lambda n: draw([n]), 5, device=self.how.device)
@@ -229,13 +233,10 @@ class Run:
             real, held = (
                 as_set(cases, range(len(cases.subjects))) for cases in (self.train, self.held_out)
             )
-            assert real.labels is not None
-            assert held.labels is not None
             kept = reconstructions_of(generator, held)
-            sets = [SynthesisSet(x.images, regions(x.labels)) for x in (real, held, made)]  # type: ignore[arg-type]
             asked = rows_of(self.train, self.asked)
             found = evaluate_synthesis(
-                *sets, {name: [row[f"{name}_ml"] for row in asked] for name in REGIONS},
+                real, held, made, {name: [row[f"{name}_ml"] for row in asked] for name in REGIONS},
                 segmenter=segmenter, reconstruction=kept, cost=cost, controls=True, simulated=True,
                 measures={name: Measured(region=name, unit="ml") for name in REGIONS},
                 settings=EvaluationSettings(REGIONS, (3.0, 3.0, 3.0), "rigid", seed=self.how.seed),
@@ -273,7 +274,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes, of the population")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--candidates", type=int, default=1)
+    parser.add_argument("--corrections", type=int, default=4, help="see DrawSettings")
     parser.add_argument("--pin", action="store_true", help="package the generator")
     return parser.parse_args()
 
@@ -283,7 +284,7 @@ def figures(run: Run) -> dict[str, Any]:
     evaluation, (made, _) = run.evaluate(), run.draw()
     assert made.labels is not None
     asked = rows_of(run.train, run.asked)
-    found = label_volumes(regions(made.labels), (3.0, 3.0, 3.0), REGIONS)
+    found = label_volumes(made.labels, (3.0, 3.0, 3.0), REGIONS)
     own = {
         name: condition_agreement([row[f"{name}_ml"] for row in asked], found[name] / 1000)
         for name in REGIONS
@@ -300,7 +301,7 @@ def figures(run: Run) -> dict[str, Any]:
             for name, part in (("train", run.train), ("held_out", run.held_out))
         },
         "drawn": len(made),
-        "candidates": run.how.candidates,
+        "corrections": run.how.corrections,
         "weights": sum(v.numel() for n in route.networks for v in n.parameters()),
         "file_bytes": run.generator().stat().st_size,
         "autoencoder": measure_autoencoder(route.autoencoder, samples),
@@ -358,8 +359,8 @@ something before anybody has trained a generator of their own.
 
 - **Asked for**: age in years, sex, volume of the lateral ventricles and of the brain in ml.
 - **Draws**: a T1-weighted volume of {grid} mm, and its labels: grey and white matter, lateral
-  ventricles, fluid, deep grey matter, cerebellum, brainstem, the rest of the head.
-- **Networks**: an autoencoder (cells of 8 voxels, 8 numbers each) and a denoiser of its
+  ventricles, fluid, the rest of the head, by a segmenter on what was drawn.
+- **Networks**: an autoencoder (cells of 8 voxels, 32 numbers each) and a denoiser of its
   latents (rectified flow), {weights:,} weights in half precision; {bytes:.1f} MB.
 - **Training**: {train[subjects]} subjects of {train[heads]} drawn heads (`medpipe data
   brain-population`, seed 0); no image of a patient. {minutes:.0f} minutes on one thread.

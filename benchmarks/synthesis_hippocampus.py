@@ -74,6 +74,8 @@ REGIONS = {"anterior": 1, "posterior": 2}
 NAMES = {"anterior_ml": "anterior", "posterior_ml": "posterior"}
 FEW = 20
 BASELINES = ("pca", "template")
+SAID = ("tiny", "alignment", "temperature", "guidance", "corrections", "candidates")
+"""Arguments that decide what is drawn."""
 TINY = {"train": 12, "held_out": 8}
 
 
@@ -186,7 +188,7 @@ class Run:
         def drawn(asked: list[Any], seeds: list[int]) -> tuple[Any, Any]:
             found = generator.sample(
                 asked, seeds, temperature=self.how.temperature, guidance=self.how.guidance,
-                batch=16,
+                batch=16, **self.how.towards[row],
             )  # fmt: skip
             images, labels = zip(*((v.image, v.labels) for v in found), strict=True)
             return (torch.stack([x.as_tensor().cpu() for x in part]) for part in (images, labels))  # type: ignore[return-value]
@@ -219,9 +221,9 @@ class Run:
 
     def loop(self) -> LoopSettings:
         """Return how every segmenter of this seed is trained."""
-        steps = 12 if self.how.tiny else 400
+        steps = 12 if self.how.tiny else 500
         return LoopSettings(
-            iterations=steps, batch_size=4, learning_rate=5e-3, validate_every=max(10, steps // 8),
+            iterations=steps, batch_size=2, learning_rate=5e-3, validate_every=max(10, steps // 8),
             seed=self.seed,
         )  # fmt: skip
 
@@ -400,10 +402,17 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--alignment", choices=["rigid", "shift"], default="shift")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--corrections", type=int, default=5, help="of latents")
+    parser.add_argument("--candidates", type=int, default=4, help="of tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    asked.towards = {
+        "latents": {"corrections": asked.corrections},
+        "tokens": {"candidates": asked.candidates},
+    }
+    return asked
 
 
 def main() -> None:
@@ -428,9 +437,8 @@ def main() -> None:
     table["reached"] = reached(table, arguments.routes)
     record = {
         "versions": versions("torch", "monai", "numpy", "scipy"), "cases": counts,
-        "size_voxels": SIZE, "alignment": arguments.alignment,
-        "temperature": arguments.temperature,
-        "guidance": arguments.guidance, "threads": arguments.threads, **table,
+        "size_voxels": SIZE,
+        "threads": arguments.threads, **{name: getattr(arguments, name) for name in SAID}, **table,
     }  # fmt: skip
     print(table_text(record))
     if arguments.tiny:
@@ -443,9 +451,7 @@ def check_folder(arguments: argparse.Namespace) -> None:
     """Stop if WORK holds a run with other settings: files of both would be mixed."""
     arguments.work.mkdir(parents=True, exist_ok=True)
     file = arguments.work / "settings.json"
-    said = {
-        name: getattr(arguments, name) for name in ("tiny", "alignment", "temperature", "guidance")
-    }
+    said = {name: getattr(arguments, name) for name in SAID}
     if file.exists() and json.loads(file.read_text()) != said:
         raise SystemExit(f"{arguments.work} holds a run with other settings: {file.read_text()}")
     write_json_atomic(file, said)

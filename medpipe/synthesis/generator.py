@@ -7,6 +7,7 @@ conditions, the grid of the volumes in mm.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,14 +27,18 @@ from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Condition, Conditions
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.label_reading import LabelReading
-from medpipe.synthesis.model_file import plain_json
+from medpipe.synthesis.model_file import packed_parts, part_of, plain_json
 from medpipe.synthesis.routes import DETAIL, DrawSettings, LatentRoute, TokenRoute, route_from
+from medpipe.synthesis.segmenter import SegmenterModel
 from medpipe.synthesis.tokeniser import split_labels
 from medpipe.types import Affine, Json
 
 __all__ = ["DrawnVolume", "Generator"]
 
 KIND = "generator"
+CORRECTED = 0.8
+"""Share of what is lacking that one correction asks for: less than all, or it swings."""
+_Parts = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +76,9 @@ class Generator:
     detail : FineDetail, optional
         What is put back into images that the networks leave out.
     reading : LabelReading, optional
-        What says which of several candidates fits the conditions best.
+        What says how well labels fit the conditions.
+    labeller : SegmenterModel, optional
+        What labels the images that are drawn; without it labels are drawn with them.
 
     Raises
     ------
@@ -85,6 +92,7 @@ class Generator:
     facts: dict[str, Json] = field(default_factory=dict)
     detail: FineDetail | None = None
     reading: LabelReading | None = None
+    labeller: SegmenterModel | None = None
 
     def __post_init__(self) -> None:
         self.route.check(self.shape)
@@ -103,6 +111,8 @@ class Generator:
         """Move the networks to a device; return the generator."""
         for network in self.route.networks:
             network.to(device)
+        if self.labeller is not None:
+            self.labeller.network.to(device)
         return self
 
     def missing(self, row: Mapping[str, Any]) -> list[Condition]:
@@ -152,33 +162,88 @@ class Generator:
                 expected="one that draws labels and knows a number of each patient",
                 hint="draw one candidate",
             )
+        if settings.corrections and (self.reading is None or self._slopes is None):
+            raise UsageError(
+                "the generator cannot correct what it draws",
+                expected="latents whose places are known, labels, and numbers they show",
+                hint="draw without corrections",
+            )
         every = range(settings.candidates)
         values, present = self.conditions.encode([row for row in rows for _ in every])
         tries = [derive_seed(s, "candidate", str(k)) if k else int(s) for s in seeds for k in every]
-        made = self.route.draw(values, present, tries, self.shape, settings, progress)
-        for row, seed in zip(rows, seeds, strict=True):
-            # as they are decoded, one at a time: only the best is kept
-            yield self._best(islice(made, settings.candidates), row, int(seed), settings)
-
-    def _best(
-        self, volumes: Iterator[Tensor], row: Mapping[str, Any], seed: int, settings: DrawSettings
-    ) -> DrawnVolume:
-        """Return the volume whose labels are nearest to what is asked, with its detail."""
-        parts = (split_labels(volume, self.route.image_channels) for volume in volumes)
-        reading = self.reading
-        if settings.candidates == 1 or reading is None:
-            image, labels = next(parts)
+        route = self.route
+        how = (values, present, tries, self.shape, settings, progress)
+        seeded = (int(s) for s in seeds for _ in every)
+        if isinstance(route, LatentRoute) and settings.corrections:
+            asked = (row for row in rows for _ in every)
+            found = zip(route.latents(*how), asked, seeded, strict=True)
+            made = (self._corrected(route, *each, settings) for each in found)
         else:
-            image, labels = min(
-                parts, key=lambda part: reading.distance(cast(Tensor, part[1]), row)
-            )
-        image = self.detailed(image, seed, settings.detail)
+            drawn = zip(route.draw(*how), seeded, strict=True)
+            made = (self._finished(*each, settings) for each in drawn)
         matrix = torch.as_tensor(self.affine, dtype=torch.float64)
-        return DrawnVolume(
-            MetaTensor(image.float().clone(), affine=matrix),
-            None if labels is None else MetaTensor(labels, affine=matrix),
-            seed,
-        )
+        for row, seed in zip(rows, seeds, strict=True):
+            # as they are made, one at a time: only the best is kept
+            image, labels = self._nearest(islice(made, settings.candidates), row)
+            yield DrawnVolume(
+                MetaTensor(image.float().clone(), affine=matrix),
+                None if labels is None else MetaTensor(labels, affine=matrix),
+                int(seed),
+            )
+
+    @property
+    def _slopes(self) -> Tensor | None:
+        """What a condition changes in latents, if there are any."""
+        return self.route.slopes if isinstance(self.route, LatentRoute) else None
+
+    def _finished(self, volume: Tensor, seed: int, settings: DrawSettings) -> _Parts:
+        """Return image and labels of a volume, detail put back."""
+        image, labels = split_labels(volume, self.route.image_channels)
+        image = self.detailed(image, seed, settings.detail)
+        if self.labeller is not None:
+            labels = self.labeller.labels(image[None].clamp(0, 1)).to(torch.uint8)
+        return image, labels
+
+    def _nearest(self, parts: Iterator[_Parts], row: Mapping[str, Any]) -> _Parts:
+        """Return the candidate whose labels are nearest to what is asked; the first of one."""
+        best = next(parts)
+        if self.reading is None:
+            return best
+        distance = None
+        for other in parts:  # one that reads labels has some to read
+            if distance is None:
+                distance = self.reading.distance(cast(Tensor, best[1]), row)
+            found = self.reading.distance(cast(Tensor, other[1]), row)
+            if found < distance:
+                best, distance = other, found
+        return best
+
+    def _corrected(
+        self, route: LatentRoute, latent: Tensor, row: Mapping[str, Any], seed: int,
+        settings: DrawSettings,
+    ) -> _Parts:  # fmt: skip
+        """Return image and labels of a latent, moved until they have what is asked.
+
+        Each time the conditions that labels show are read, and the latent goes the way that
+        patients differ by what is lacking: the slopes of the regression on conditions.
+        """
+        slopes, reading = cast(Tensor, route.slopes), cast(LabelReading, self.reading)
+        columns = self._columns()
+        for _ in range(settings.corrections):
+            _, labels = self._finished(route.decoded(latent, self.shape), seed, settings)
+            for name, lack in reading.lacking(cast(Tensor, labels), row).items():
+                # encoded conditions are even from -1 to 1: their spread is known
+                change = CORRECTED * lack / math.sqrt(3)
+                latent = latent + change * slopes[columns[name]]
+        return self._finished(route.decoded(latent, self.shape), seed, settings)
+
+    def _columns(self) -> dict[str, int]:
+        """Return the column of each condition that is one number."""
+        found, first = {}, 0
+        for condition in self.conditions.items:
+            found[condition.name] = first
+            first += condition.columns
+        return found
 
     def detailed(self, image: Tensor, seed: int, share: float = DETAIL) -> Tensor:
         """Return an image (C, I, J, K) with a share of the detail that networks leave out."""
@@ -210,6 +275,9 @@ class Generator:
             tensors |= self.detail.packed()
         if self.reading is not None:
             header["reading"] = self.reading.to_json()
+        if self.labeller is not None:
+            own, labeller = packed_parts({"labeller": self.labeller.to_bytes()})
+            tensors, header = tensors | own, header | labeller
         metadata = {
             "model": KIND,
             "route": self.route.name,
@@ -249,11 +317,14 @@ class Generator:
             route = route_from(str(said["route"]), tensors, said["parts"])
             affine = np.array(said["affine"], np.float64).reshape(4, 4)
             i, j, k = (int(n) for n in said["shape"])
-            read = said["parts"].get("reading")
-            return cls(
-                route, affine, (i, j, k), dict(said["facts"]), FineDetail.unpacked(tensors),
-                None if read is None else LabelReading.from_json(read),
-            )  # fmt: skip
+            parts = said["parts"]
+            reading, labeller = None, None
+            if "reading" in parts:
+                reading = LabelReading.from_json(parts["reading"])
+            if "labeller" in parts:
+                labeller = SegmenterModel.from_bytes(part_of("labeller", tensors, parts))
+            detail = FineDetail.unpacked(tensors)
+            return cls(route, affine, (i, j, k), dict(said["facts"]), detail, reading, labeller)
         except (KeyError, TypeError, ValueError, MedpipeError):
             raise InputError(
                 "the model is no generator", where=where,

@@ -30,16 +30,18 @@ from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.prior import PriorSettings
 from medpipe.synthesis.prior_training import PriorTraining, train_prior
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
+from medpipe.synthesis.segmenter import SegmenterModel, SegmenterSettings, train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings
 from medpipe.synthesis.tokeniser_measures import measure_variety
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples
 from medpipe.synthesis.tokeniser_training import TokeniserTraining, train_tokeniser
 from medpipe.synthesis.training_files import TrainingSet
-from medpipe.train import Progress
+from medpipe.train import LoopSettings, Progress
 from medpipe.types import Json
 
 __all__ = ["GeneratorTraining", "train_generator"]
 
+LABELLER_VALIDATIONS = 8
 FEWEST_DETAILED = 6
 """Volumes that validate, if their fine detail shall be measured on them alone."""
 MOST_DETAILED = 24
@@ -69,8 +71,13 @@ class GeneratorTraining:
     shift_voxels, copies : int
         What draws learns from each volume as it is and moved, so often in all; see
         `medpipe.synthesis.moved.MovedVolumes`. The shifts become conditions.
+    labeller : dict
+        Settings of `SegmenterSettings`; classes and image channels follow.
+    labeller_iterations : int
+        Of this segmenter that labels the images which are drawn: labels that fit their image,
+        where those that are drawn with it may not. 0: none.
     validation_share : float
-        Of the subjects: the same ones validate both trainings.
+        Of the subjects: the same ones validate all trainings.
     seed : int
         Decides which these are.
     """
@@ -88,15 +95,18 @@ class GeneratorTraining:
     denoiser_training: DenoiserTraining = field(default_factory=DenoiserTraining)
     shift_voxels: int = 0
     copies: int = 1
+    labeller: dict[str, Any] = field(default_factory=dict)
+    labeller_iterations: int = 0
     validation_share: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_share < 1 or self.shift_voxels < 0 or self.copies < 1:
+        counts = (self.shift_voxels, self.copies - 1, self.labeller_iterations)
+        if not 0 <= self.validation_share < 1 or min(counts) < 0:
             raise UsageError(
                 "the settings of the training of a generator are wrong",
-                expected="validation_share from 0 to below 1, shift_voxels of 0 or more, "
-                "copies of 1 or more",
+                expected="validation_share from 0 to below 1, shift_voxels and "
+                "labeller_iterations of 0 or more, copies of 1 or more",
             )
         # says what is wrong with them before anything is trained
         if self.route not in ("tokens", "latents"):
@@ -140,7 +150,8 @@ def train_generator(
         Folder to continue from, with a checkpoint of each training. On the CPU an interrupted
         run ends with the bits of one that was not.
     progress : callable, optional
-        Told which training ("tokeniser", "prior", "autoencoder", "denoiser") is where.
+        Told which training ("tokeniser", "prior", "autoencoder", "denoiser", "labeller") is
+        where.
 
     Returns
     -------
@@ -174,7 +185,26 @@ def train_generator(
         "seed": training.seed,
     }
     affine = np.array(samples.volumes.affine, np.float64)
-    return Generator(route, affine, shape, facts, _detail(run, route), _reading(samples, route))
+    detail, reading = _detail(run, route), _reading(samples, route)
+    return Generator(route, affine, shape, facts, detail, reading, _labeller(run, route))
+
+
+def _labeller(run: _Run, route: TokenRoute | LatentRoute) -> SegmenterModel | None:
+    """Return what labels images, trained with those that are not held out."""
+    own = run.training
+    if not own.labeller_iterations or not route.label_classes:
+        return None
+    trains, validates = run.sides()
+    loop = LoopSettings(
+        iterations=own.labeller_iterations, batch_size=2, learning_rate=5e-3,
+        validate_every=max(1, own.labeller_iterations // LABELLER_VALIDATIONS), seed=own.seed,
+    )  # fmt: skip
+    settings = SegmenterSettings(route.label_classes, route.image_channels, **own.labeller)
+    validation = validates if len(validates) else None
+    return train_segmenter(
+        trains, settings, loop, validation=validation, validation_share=0.0,
+        **run.stage("labeller"),
+    )  # fmt: skip
 
 
 def _detail(run: _Run, route: TokenRoute | LatentRoute) -> FineDetail:
@@ -379,21 +409,22 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         "route": "latents",
         "autoencoder": AutoencoderSettings.preset("hippocampus"),
         "autoencoder_training": AutoencoderTraining(
-            iterations=2000, batch_size=2, learning_rate=2.5e-3, validate_every=200,
-            seed=seed,
+            iterations=1600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
+            kl_weight=0.03, label_weight=0.7, seed=seed,
         ),
         "denoiser": HIPPOCAMPUS_DENOISER,
         "denoiser_training": DenoiserTraining(
-            iterations=2500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
+            iterations=1200, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
             ema_decay=0.99, hide=0.15, seed=seed,
         ),
         "shift_voxels": 1,
         "copies": 3,
+        "labeller_iterations": 900,
     }  # fmt: skip
 
 
 HIPPOCAMPUS_DENOISER: dict[str, Any] = {
-    "channels": (48, 96), "attention": (False, True), "groups": 8, "conditioning": "embedding",
+    "channels": (64, 128), "attention": (False, True), "groups": 8, "conditioning": "embedding",
     "condition_width": 32,
 }  # fmt: skip
 PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {"hippocampus": _hippocampus}

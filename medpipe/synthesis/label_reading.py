@@ -1,4 +1,4 @@
-"""What the labels of a volume say of its conditions: to choose among volumes that were drawn."""
+"""What the labels of a volume say of its conditions: how near it is to what was asked."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from medpipe.types import Json
 
 __all__ = ["LabelReading"]
 
+_ARRAYS = ("weights", "errors", "spreads")
 RIDGE = 1e-3
 """Penalty of the regression, of sizes of unit spread, per volume."""
 LEAST_ERROR = 0.05
 """Of the spread of a condition: no volume is asked to be nearer than this."""
+SHOWN = 0.5
+"""Error, of the spread of a condition, up to which labels show it well enough to correct it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +38,14 @@ class LabelReading:
     errors : array (conditions,)
         Standard deviation of what is read about what is true. A condition that labels do not
         show has the spread of the condition itself, and hardly counts.
+    spreads : array (conditions,)
+        Standard deviation of the conditions themselves.
     """
 
     names: tuple[str, ...]
     weights: NDArray[np.float64]
     errors: NDArray[np.float64]
+    spreads: NDArray[np.float64]
 
     @classmethod
     def fit(
@@ -59,7 +65,7 @@ class LabelReading:
         """
         names = tuple(c.name for c in conditions.items if c.kind == "continuous")
         sizes = np.array([_sizes(each, classes) for each in labels])
-        kept, columns, errors = [], [], []
+        kept, columns, errors, spreads = [], [], [], []
         for name in names:
             known = np.array([_number(row.get(name)) for row in rows])
             use = np.isfinite(known)
@@ -71,9 +77,10 @@ class LabelReading:
             kept.append(name)
             columns.append(weights)
             errors.append(max((read - known[use]).std(), LEAST_ERROR * spread))
+            spreads.append(spread)
         if not kept:
             return None
-        return cls(tuple(kept), np.stack(columns, 1), np.array(errors))
+        return cls(tuple(kept), np.stack(columns, 1), np.array(errors), np.array(spreads))
 
     def read(self, labels: Tensor) -> dict[str, float]:
         """Return the conditions that a label map (1, I, J, K) shows."""
@@ -91,20 +98,29 @@ class LabelReading:
         ]
         return float(np.sqrt(sum(squares)))
 
+    def lacking(self, labels: Tensor, row: Mapping[str, Any]) -> dict[str, float]:
+        """Return what is asked and not there, in spreads, of conditions that labels show."""
+        found = self.read(labels)
+        return {
+            name: (_number(row[name]) - found[name]) / float(spread)
+            for name, error, spread in zip(self.names, self.errors, self.spreads, strict=True)
+            if error <= SHOWN * spread and not np.isnan(_number(row.get(name)))
+        }
+
     def to_json(self) -> dict[str, Json]:
         """Return it as JSON values."""
         return {
             "names": list(self.names),
             "weights": self.weights.tolist(),
             "errors": self.errors.tolist(),
+            "spreads": self.spreads.tolist(),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> LabelReading:
         """Return what `to_json` wrote."""
-        weights = np.array(record["weights"], np.float64)
-        errors = np.array(record["errors"], np.float64)
-        return cls(tuple(map(str, record["names"])), weights, errors)
+        names = tuple(map(str, record["names"]))
+        return cls(names, *(np.array(record[k], np.float64) for k in _ARRAYS))
 
 
 def _number(value: Any) -> float:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from medpipe.errors import InputError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
@@ -77,3 +77,23 @@ def read_network(
             f"the model is not {what}", hint="use a file written by training"
         ) from None
     return network.eval()
+
+
+def packed_parts(parts: Mapping[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """Return several safetensors files as tensors and headers of one, prefixed by name."""
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, Json] = {}
+    for name, content in parts.items():
+        own, header[name] = unpack_weights(content)
+        tensors |= {f"{name}.{key}": value for key, value in own.items()}
+    return tensors, header
+
+
+def part_of(name: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """Return one of the files that `packed_parts` put together."""
+    own = {
+        key.removeprefix(f"{name}."): value
+        for key, value in tensors.items()
+        if key.startswith(f"{name}.")
+    }
+    return pack_weights(own, header[name])

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from medpipe.errors import UsageError
-from medpipe.models import pack_weights, unpack_weights
 from medpipe.synthesis.autoencoder import LatentAutoencoder
 from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Conditions
 from medpipe.synthesis.denoiser import Denoiser
 from medpipe.synthesis.flow import SchedulerName, sample_latents
+from medpipe.synthesis.model_file import packed_parts, part_of
 from medpipe.synthesis.prior_model import PriorModel
 from medpipe.synthesis.sampling import sample_codes
 from medpipe.synthesis.tokeniser_training import TokeniserModel
@@ -23,7 +23,7 @@ from medpipe.types import Json
 
 __all__ = ["DrawSettings", "LatentRoute", "TokenRoute", "route_from"]
 
-DETAIL = 0.5
+DETAIL = 0.4
 """Share of the fine detail by default: where hippocampi were nearest to real ones (KID)."""
 
 
@@ -47,6 +47,9 @@ class DrawSettings:
     candidates : int
         Of so many volumes for each row the one is kept whose labels fit its conditions best,
         at so many times the cost; see `medpipe.synthesis.label_reading`.
+    corrections : int
+        How often a latent is moved the way that patients differ, until the labels have what
+        was asked for; each costs a decoding. See `Generator.correct`.
     detail : float
         Share of the fine detail that is put back; see `medpipe.synthesis.detail`. What is
         left out has edges in it too, which noise does not give back: with all of it images
@@ -55,7 +58,7 @@ class DrawSettings:
     Raises
     ------
     UsageError
-        If there is no candidate, or less than no detail.
+        If there is no candidate, or less than no correction or detail.
     """
 
     temperature: float = 1.0
@@ -66,14 +69,15 @@ class DrawSettings:
     scheduler: SchedulerName | None = None
     batch: int | None = None
     candidates: int = 1
+    corrections: int = 0
     detail: float = DETAIL
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or not self.detail >= 0:
+        if self.candidates < 1 or self.corrections < 0 or not self.detail >= 0:
             raise UsageError(
                 "the settings of drawing are wrong",
-                expected="candidates of 1 or more, detail of 0 or more",
-                got=f"{self.candidates} and {self.detail:g}",
+                expected="candidates of 1 or more, corrections and detail of 0 or more",
+                got=f"{self.candidates}, {self.corrections} and {self.detail:g}",
             )
 
 
@@ -156,7 +160,7 @@ class TokenRoute:
             "tokeniser": self.tokeniser.to_bytes(half=half),
             "prior": prior.to_bytes(half=half),
         }
-        return _packed(parts)
+        return packed_parts(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,20 +210,35 @@ class LatentRoute:
         settings: DrawSettings, progress: Callable[[Any], None] | None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Yield volumes (C, I, J, K); latents are drawn one batch at a time."""
+        for latent in self.latents(values, present, seeds, shape, settings, progress):
+            yield self.decoded(latent, shape)
+
+    def latents(
+        self, values: Tensor, present: Tensor, seeds: Sequence[int], shape: Sequence[int],
+        settings: DrawSettings, progress: Callable[[Any], None] | None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Yield latents (latent_channels, h, w, d)."""
         own: SchedulerName = "rflow" if self.denoiser.settings.objective == "flow" else "ddim"
         grid, batch = self.autoencoder.grid(shape), settings.batch or 1
         where = self.autoencoder.scale.device
         for first in range(0, len(seeds), batch):
             part = slice(first, first + batch)
-            latents = sample_latents(
+            yield from sample_latents(
                 self.denoiser, grid, values[part].to(where), present[part].to(where),
                 seeds=seeds[part], steps=settings.steps, scheduler=settings.scheduler or own,
                 guidance=settings.guidance,
                 progress=None if progress is None else lambda *at: progress(at),
             )  # fmt: skip
-            for latent in latents:
-                with torch.no_grad():
-                    yield self.autoencoder.decode(latent[None], shape)[0]
+
+    def decoded(self, latent: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return the volume (C, I, J, K) of a latent."""
+        with torch.no_grad():
+            return self.autoencoder.decode(latent[None], shape)[0]
+
+    @property
+    def slopes(self) -> Tensor | None:
+        """By how much a latent changes with each condition, where the denoiser knows places."""
+        return None if self.denoiser.settings.grid is None else self.denoiser.slopes
 
     def rebuilt(self, volume: Tensor) -> Tensor:
         """Return a volume (C, I, J, K), labels one-hot, as it comes back from its latent."""
@@ -236,7 +255,7 @@ class LatentRoute:
             "autoencoder": self.autoencoder.to_bytes(half=half),
             "denoiser": self.denoiser.to_bytes(half=half, autoencoder=belongs),
         }
-        tensors, header = _packed(parts)
+        tensors, header = packed_parts(parts)
         return tensors, header | self.conditions.to_json()
 
 
@@ -245,32 +264,13 @@ def route_from(
 ) -> TokenRoute | LatentRoute | BaselineRoute:
     """Return the route that ``packed`` packed; KeyError or ValueError for anything else."""
     if name == TokenRoute.name:
-        tokeniser = TokeniserModel.from_bytes(_part("tokeniser", tensors, header))
-        return TokenRoute(tokeniser, PriorModel.from_bytes(_part("prior", tensors, header)))
+        tokeniser = TokeniserModel.from_bytes(part_of("tokeniser", tensors, header))
+        return TokenRoute(tokeniser, PriorModel.from_bytes(part_of("prior", tensors, header)))
     if name == LatentRoute.name:
-        autoencoder = LatentAutoencoder.from_bytes(_part("autoencoder", tensors, header))
-        denoiser = Denoiser.from_bytes(_part("denoiser", tensors, header))
+        autoencoder = LatentAutoencoder.from_bytes(part_of("autoencoder", tensors, header))
+        denoiser = Denoiser.from_bytes(part_of("denoiser", tensors, header))
         conditions = Conditions.from_json({"conditions": header["conditions"]})
         return LatentRoute(autoencoder, denoiser, conditions)
     if name == BaselineRoute.name:
         return BaselineRoute.unpacked(tensors, header)
     raise ValueError
-
-
-def _packed(parts: Mapping[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Json]]:
-    tensors: dict[str, Tensor] = {}
-    header: dict[str, Json] = {}
-    for name, content in parts.items():
-        own, header[name] = unpack_weights(content)
-        tensors |= {f"{name}.{key}": value for key, value in own.items()}
-    return tensors, header
-
-
-def _part(name: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
-    """Return one of the files that `_packed` put together."""
-    own = {
-        key.removeprefix(f"{name}."): value
-        for key, value in tensors.items()
-        if key.startswith(f"{name}.")
-    }
-    return pack_weights(own, header[name])

@@ -23,6 +23,7 @@ from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.sampling import sample_codes
+from medpipe.synthesis.segmenter import Segmenter, SegmenterModel, SegmenterSettings
 
 ROWS = [{"age_years": 30, "sex": "F"}, {"age_years": 80.0, "sex": "M"}, {"sex": "M"}]
 SEEDS = [5, 6, 7]
@@ -121,22 +122,25 @@ def test_one_file_holds_all_of_it(kind, request, tmp_path, monkeypatch):
 def detailed(generator):
     """Return a generator with detail, and with a reading that wants many voxels of label 1."""
     left = 0.1 * torch.randn(6, 1, *SHAPE, generator=torch.Generator().manual_seed(2))
-    reading = LabelReading(("age_years",), np.array([[0.0], [0.1], [0.0]]), np.array([1.0]))
+    weights, one = np.array([[0.0], [0.1], [0.0]]), np.array([1.0])
+    reading = LabelReading(("age_years",), weights, one, 30 * one)
     return replace(generator, detail=FineDetail.fit(left), reading=reading)
 
 
 def test_detail_is_put_back_in_the_share_that_is_asked_for(tokens):
     fine = detailed(tokens)
-    smooth, whole, half = (
+    smooth, whole, usual = (
         fine.sample(ROWS[:1], [5], **d)[0] for d in ({"detail": 0}, {"detail": 1}, {})
     )
     assert same(smooth, tokens.sample(ROWS[:1], [5])[0])
     added = whole.image.as_tensor() - smooth.image.as_tensor()
     assert float(added.std()) == pytest.approx(0.1, rel=0.1)
-    assert torch.allclose(half.image.as_tensor() - smooth.image.as_tensor(), added / 2, atol=1e-6)
+    assert torch.allclose(
+        usual.image.as_tensor() - smooth.image.as_tensor(), 0.4 * added, atol=1e-6
+    )
     assert torch.equal(whole.labels.as_tensor(), smooth.labels.as_tensor())
     back = Generator.from_bytes(fine.to_bytes()).sample(ROWS[:1], [5])[0]
-    assert torch.allclose(back.image.as_tensor(), half.image.as_tensor(), atol=1e-3)
+    assert torch.allclose(back.image.as_tensor(), usual.image.as_tensor(), atol=1e-3)
 
 
 def test_of_several_candidates_the_nearest_is_kept(tokens):
@@ -159,8 +163,70 @@ def test_of_several_candidates_the_nearest_is_kept(tokens):
         assert sizes[5][n] == min(every[n], key=lambda size: abs(0.1 * size - row["age_years"]))
     with pytest.raises(UsageError, match=r"cannot tell which candidate fits.*draw one candidate"):
         tokens.sample(ROWS, SEEDS, candidates=2)
-    with pytest.raises(UsageError, match="candidates of 1 or more, detail of 0 or more"):
+    with pytest.raises(UsageError, match="candidates of 1 or more, corrections and detail of"):
         tokens.sample(ROWS, SEEDS, candidates=0)
+
+
+def test_what_labels_images_replaces_the_labels_that_were_drawn(tokens):
+    torch.manual_seed(5)
+    network = Segmenter(SegmenterSettings(3, widths=(8, 8), residual_units=1)).eval()
+    with torch.no_grad():
+        network.head[1].weight *= 50  # so that all classes occur
+    labelled = replace(tokens, labeller=SegmenterModel(network, [], 0, 0))
+    drawn = labelled.sample(ROWS[:1], [5])[0]
+    image = drawn.image.as_tensor()
+    assert torch.equal(image, tokens.sample(ROWS[:1], [5])[0].image.as_tensor())
+    with torch.no_grad():
+        found = network(image[None].clamp(0, 1)).argmax(1)
+    assert torch.equal(drawn.labels.as_tensor().long(), found)
+    assert len(found.unique()) > 1
+    back = Generator.from_bytes(labelled.to_bytes())
+    assert same(back.sample(ROWS[:1], [5])[0], drawn)
+    with pytest.raises(UsageError, match="cannot correct what it draws"):
+        labelled.sample(ROWS[:1], [5], corrections=1)
+
+
+def test_corrections_bring_what_was_asked_for(monkeypatch):
+    """A latent whose mean says how many voxels are labelled: 10 ml for all of them."""
+    sizes = Conditions.fit({"size_ml": list(np.linspace(1, 9, 81))}, {"size_ml": "continuous"})
+    coder = LatentAutoencoder(AutoencoderSettings(1, 1, (8, 8), groups=4, label_classes=2)).eval()
+    how = DenoiserSettings(
+        1, (8, 8), attention=(False, False), head_channels=4, groups=4, condition_width=8,
+        conditions=1, conditioning="embedding", grid=coder.grid(SHAPE),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    maker = Denoiser(how).eval()
+    maker.slopes.fill_(1.6)
+    maker.spread.fill_(10.0)
+
+    def decoded(self, latent, shape):
+        inside = torch.zeros(int(np.prod(shape)))
+        inside[: round(float(torch.sigmoid(latent.mean())) * len(inside))] = 1
+        inside = inside.reshape(1, *shape)
+        return torch.cat([inside, 1 - inside, inside])
+
+    monkeypatch.setattr(LatentRoute, "decoded", decoded)
+    ml = 10 / np.prod(SHAPE)
+    spread = float(np.std(np.linspace(1, 9, 81)))
+    reading = LabelReading(
+        ("size_ml",), np.array([[0.0], [ml]]), np.array([0.05 * spread]), np.array([spread])
+    )
+    route = LatentRoute(coder, maker, sizes)
+    generator = Generator(route, AFFINE, SHAPE, reading=reading)
+    asked = np.linspace(3, 7, 8)
+
+    def error(**settings):
+        made = generator.sample([{"size_ml": a} for a in asked], range(8), steps=2, **settings)
+        found = [float(v.labels.as_tensor().sum()) * ml for v in made]
+        return np.abs(np.array(found) - asked)
+
+    assert error().mean() > 0.4
+    assert error(corrections=2).mean() < 0.5 * error().mean()
+    assert error(corrections=6).max() < 0.1
+    assert error(corrections=6, candidates=2, batch=3).max() < 0.1
+    vague = replace(generator, reading=replace(reading, errors=np.array([0.6 * spread])))
+    drawn, corrected = (vague.sample([{"size_ml": 7}], [1], steps=2, corrections=n) for n in (0, 3))
+    assert same(drawn[0], corrected[0])  # what labels do not show is not corrected
 
 
 def test_half_precision_is_a_model_of_its_own_that_fits_itself(tokens):

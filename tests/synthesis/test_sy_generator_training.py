@@ -51,7 +51,7 @@ LATENT = GeneratorTraining(
     denoiser_training=DenoiserTraining(
         iterations=6, batch_size=4, warmup=1, validate_every=3, validation_draws=2
     ),
-    shift_voxels=1, copies=2, validation_share=0.25,
+    shift_voxels=1, copies=2, labeller_iterations=4, validation_share=0.25,
 )  # fmt: skip
 
 
@@ -158,6 +158,7 @@ def test_who_is_held_out_trains_neither_autoencoder_nor_denoiser(folder):
         LATENT,
         autoencoder_training=replace(LATENT.autoencoder_training, iterations=1),
         denoiser_training=replace(LATENT.denoiser_training, iterations=1, warmup=0),
+        labeller_iterations=1,
     )
     one, two = (
         train_generator(s, once, device="cpu") for s in (samples, _inverted(folder, order[:2]))
@@ -166,6 +167,9 @@ def test_who_is_held_out_trains_neither_autoencoder_nor_denoiser(folder):
         a, b = (getattr(g.route, part).state_dict() for g in (one, two))
         assert all(torch.equal(a[name], b[name]) for name in a), part
         assert getattr(one.route, part).facts != getattr(two.route, part).facts
+    a, b = (g.labeller.network.state_dict() for g in (one, two))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert one.labeller.facts["trained"] == 6
 
 
 def test_balls_are_drawn_where_they_are_asked_for(tmp_path):
@@ -180,7 +184,7 @@ def test_balls_are_drawn_where_they_are_asked_for(tmp_path):
             iterations=200, batch_size=16, learning_rate=5e-3, warmup=10, ema_decay=0.95,
             validate_every=50, hide_each=0.0,
         ),
-        shift_voxels=0, copies=1, validation_share=0.1,
+        shift_voxels=0, copies=1, labeller_iterations=0, validation_share=0.1,
     )  # fmt: skip
     made = train_generator(samples, training, device="cpu")
     assert made.route.autoencoder.facts["validation"]["dice"][0]["value"] > 0.8

@@ -63,6 +63,10 @@ def test_the_nearest_is_the_one_that_was_asked_for():
         assert int(np.argmin(distances)) == n
     assert reading.distance(labels[3], {}) == 0
     assert reading.distance(labels[3], {"both_ml": None, "sex": "F"}) == 0
+    lacking = reading.lacking(labels[3], rows[4] | {"luck": 2.0})
+    assert list(lacking) == ["both_ml", "first_ml"]  # of the others labels say too little
+    short = (rows[4]["both_ml"] - rows[3]["both_ml"]) / np.std([r["both_ml"] for r in rows])
+    assert lacking["both_ml"] == pytest.approx(short, rel=0.05)
     again = LabelReading.from_json(reading.to_json())
     assert again.distance(labels[3], rows[4]) == reading.distance(labels[3], rows[4])
 

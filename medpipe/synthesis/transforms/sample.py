@@ -76,7 +76,7 @@ class SampleVolume(ArrayStep, Randomizable):
         Those of every case; what the row of a case says counts more.
     missing : {"refuse", "unknown"}
         What a condition means that neither says: an error, or that it is not known.
-    temperature, top_k, top_p, guidance, steps, candidates, detail
+    temperature, top_k, top_p, guidance, steps, candidates, corrections, detail
         See `medpipe.synthesis.DrawSettings`.
     """
 
@@ -91,13 +91,21 @@ class SampleVolume(ArrayStep, Randomizable):
         guidance: float = 1.0,
         steps: int = 30,
         candidates: int = 1,
-        detail: float = 0.5,
+        corrections: int = 0,
+        detail: float = 0.4,
     ) -> None:
         self.name = model
         self.fixed = dict(conditions or {})
         self.missing = check_choice("missing", missing, ("refuse", "unknown"))
         self.settings = DrawSettings(
-            temperature, top_k, top_p, guidance, steps, candidates=candidates, detail=detail
+            temperature,
+            top_k,
+            top_p,
+            guidance,
+            steps,
+            candidates=candidates,
+            corrections=corrections,
+            detail=detail,
         )
         self.device = torch.device("cpu")
         self._model: Generator | None = None
@@ -186,6 +194,9 @@ class SampleVolumed(DictStep, Randomizable):
     candidates : int
         Of so many volumes the one is kept whose labels fit the conditions best, at so many
         times the cost.
+    corrections : int
+        How often a latent is moved the way that patients differ, until its labels have what
+        was asked for; each costs a decoding.
     detail : float
         Share of the fine detail that is put back, which networks leave out; 0: smooth images.
     labels_out : str, optional
@@ -214,7 +225,8 @@ class SampleVolumed(DictStep, Randomizable):
         guidance: float = 1.0,
         steps: int = 30,
         candidates: int = 1,
-        detail: float = 0.5,
+        corrections: int = 0,
+        detail: float = 0.4,
         labels_out: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -222,7 +234,7 @@ class SampleVolumed(DictStep, Randomizable):
         self.labels_out = labels_out
         self.step = SampleVolume(
             model, conditions, missing, temperature, top_k, top_p, guidance, steps,
-            candidates, detail,
+            candidates, corrections, detail,
         )  # fmt: skip
 
     def set_random_state(

@@ -71,6 +71,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
         copies: int = 4,
         validation_share: float = 0.1,
         denoiser_channels: list[int] | None = None,
+        labeller_iterations: int = 0,
         half: bool = False,
     ) -> None:
         self.conditions, self.half = conditions, half
@@ -89,7 +90,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
         }  # fmt: skip
         self.settings: dict[str, Any] = {
             "route": route, "shift_voxels": shift_voxels, "copies": copies,
-            "validation_share": validation_share,
+            "validation_share": validation_share, "labeller_iterations": labeller_iterations,
         }  # fmt: skip
         if route == "tokens":
             start = tokeniser_iterations // 4
@@ -224,6 +225,9 @@ class TrainSynthesisd(DictStep, Randomizable):
     denoiser_channels : list of int, optional
         Of the denoiser, from the grid of the latent down, multiples of 16; by default 64 and
         128. The last has attention.
+    labeller_iterations : int
+        Of a segmenter, trained besides, that labels what is drawn; 0: labels are drawn with
+        the image.
     half : bool
         Weights in half precision: a file of half the size.
     allow_missing_keys : bool
@@ -263,6 +267,7 @@ class TrainSynthesisd(DictStep, Randomizable):
         copies: int = 4,
         validation_share: float = 0.1,
         denoiser_channels: list[int] | None = None,
+        labeller_iterations: int = 0,
         half: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -271,7 +276,7 @@ class TrainSynthesisd(DictStep, Randomizable):
             conditions, route, preset, codes, tokeniser_iterations, tokeniser_batch, tokeniser_rate,
             adversarial, prior_iterations, prior_batch, prior_rate, width, layers, heads, dropout,
             attention, order, patience, shift_voxels, copies, validation_share,
-            denoiser_channels, half,
+            denoiser_channels, labeller_iterations, half,
         )  # fmt: skip
 
     def set_random_state(
