@@ -13,16 +13,14 @@ package, writes its card with those figures, and its digest into the registry.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, ROOT, versions, write_results
+from common import RESULTS, package_model, versions, write_results
 
 from medpipe.centerline.extract import extract_centerline
 from medpipe.centerline.maps import CenterlineMaps, learned_maps
@@ -34,7 +32,6 @@ from medpipe.models import load_weights
 from medpipe.phantoms.vessel_tree import NOISE_VOXELS, vessel_tree
 from medpipe.train import Progress
 
-MODELS = ROOT / "medpipe" / "models"
 COUNTS = ("leaves", "missed", "spurious")
 
 CARD = """# Learned centerline maps
@@ -159,21 +156,7 @@ def pin(args: argparse.Namespace) -> None:
         last=measured["seeds"] - 1,
         rows=rows,
     )
-    (MODELS / "centerline.safetensors").write_bytes(content)
-    (MODELS / "centerline.md").write_text(card, "utf-8")
-    digest = hashlib.sha256(content).hexdigest()
-    registry = MODELS / "registry.py"
-    entry = f"""    "centerline": PackagedModel(
-        "centerline.safetensors",
-        "{digest}",
-        "centerline",
-    ),
-"""
-    text = re.sub(r'    "centerline": PackagedModel\([^)]*\),\n', "", registry.read_text("utf-8"))
-    text = text.replace("PackagedModel] = {}", "PackagedModel] = {\n}")
-    head = "MODELS: dict[str, PackagedModel] = {\n"
-    registry.write_text(text.replace(head, head + entry), "utf-8")
-    print(digest)
+    package_model("centerline", content, card, "centerline")
 
 
 def main() -> None:

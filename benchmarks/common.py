@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from importlib import metadata
@@ -13,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+MODELS = ROOT / "medpipe" / "models"
 
 
 def real_folder() -> Path:
@@ -60,3 +63,21 @@ def write_results(name: str, results: dict[str, Any]) -> Path:
     record = {"machine": machine(), **results}
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def package_model(name: str, content: bytes, card: str, task: str) -> None:
+    """Put a model and its card into the package, and its digest into the registry."""
+    (MODELS / f"{name}.safetensors").write_bytes(content)
+    (MODELS / f"{name}.md").write_text(card, "utf-8")
+    digest = hashlib.sha256(content).hexdigest()
+    entry = f'''    "{name}": PackagedModel(
+        "{name}.safetensors",
+        "{digest}",
+        "{task}",
+    ),
+'''
+    registry = MODELS / "registry.py"
+    text = re.sub(rf'    "{name}": PackagedModel\([^)]*\),\n', "", registry.read_text("utf-8"))
+    text = text.replace('}\n"""Models by name', entry + '}\n"""Models by name')
+    registry.write_text(text, "utf-8")
+    print(f"{len(content)} bytes, sha256 {digest}")

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
-import re
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, ROOT, versions, write_results
+from common import RESULTS, package_model, versions, write_results
 
 from medpipe.cli.outcome import PREPARED, outcome_train
 from medpipe.errors import UsageError
@@ -36,7 +34,6 @@ from medpipe.outcome.leaks import check_leaks, volume_digest
 from medpipe.phantoms.sah import SahScan
 from medpipe.phantoms.sah_folder import SahCohort, write_sah_cohort
 
-MODELS = ROOT / "medpipe" / "models"
 NAME, OUTCOME = "sah-mortality-demo", "death within 90 days"
 TRAINING: dict[str, Any] = {
     "grid": "compact", "spacing_mm": 4.0, "size_voxels": (44, 52, 44), "architecture": "local",
@@ -194,19 +191,7 @@ def pin(study: Path) -> None:
         bayes=measured["bayes_auc"],
         rows=rows,
     )
-    (MODELS / f"{NAME}.safetensors").write_bytes(content)
-    (MODELS / f"{NAME}.md").write_text(card, "utf-8")
-    digest = hashlib.sha256(content).hexdigest()
-    entry = f'''    "{NAME}": PackagedModel(
-        "{NAME}.safetensors",
-        "{digest}",
-        "outcome",
-    ),
-'''
-    registry = MODELS / "registry.py"
-    text = re.sub(rf'    "{NAME}": PackagedModel\([^)]*\),\n', "", registry.read_text("utf-8"))
-    registry.write_text(text.replace('}\n"""Models by name', entry + '}\n"""Models by name'))
-    print(f"{len(content)} bytes, sha256 {digest}")
+    package_model(NAME, content, card, "outcome")
 
 
 def row(model: dict[str, Any]) -> dict[str, Any]:

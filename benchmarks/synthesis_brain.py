@@ -14,10 +14,8 @@ the images alone, and where do means differ. What is done is in WORK and not don
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, versions, write_results
+from common import package_model, versions, write_results
 from synthesis_hippocampus_table import row_of
 
 from medpipe.io.atomic import write_bytes_atomic, write_json_atomic
@@ -59,7 +57,6 @@ from medpipe.train import LoopSettings, Progress
 
 R = BrainRegion
 NAME = "synthesis-brain"
-MODELS = ROOT / "medpipe" / "models"
 CONDITIONS = ("age_years", "sex", "ventricle_ml", "brain_ml")
 TISSUES: dict[str, tuple[BrainRegion, ...]] = {
     "grey": (R.GREY, R.DEEP_GREY, R.HIPPOCAMPUS_AMYGDALA, R.CEREBELLUM_GREY),
@@ -393,19 +390,7 @@ def pin(run: Run, found: dict[str, Any]) -> None:
         drawn=found["drawn"],
         rows="\n".join(table(found)),
     )
-    (MODELS / f"{NAME}.safetensors").write_bytes(content)
-    (MODELS / f"{NAME}.md").write_text(card, "utf-8")
-    digest = hashlib.sha256(content).hexdigest()
-    entry = f"""    "{NAME}": PackagedModel(
-        "{NAME}.safetensors",
-        "{digest}",
-        "synthesis",
-    ),
-"""
-    registry = MODELS / "registry.py"
-    text = re.sub(rf'    "{NAME}": PackagedModel\([^)]*\),\n', "", registry.read_text("utf-8"))
-    registry.write_text(text.replace('}\n"""Models by name', entry + '}\n"""Models by name'))
-    print(f"{len(content)} bytes, sha256 {digest}")
+    package_model(NAME, content, card, "synthesis")
 
 
 def main() -> None:

@@ -90,10 +90,6 @@ class FineDetail:
         shaped = torch.fft.rfftn(white, dim=_AXES) * self.spectrum
         return torch.fft.irfftn(shaped, s=white.shape[-3:], dim=_AXES) * self.strength
 
-    def to(self, device: str | torch.device) -> FineDetail:
-        """Return it on a device."""
-        return FineDetail(self.strength.to(device), self.spectrum.to(device))
-
     def packed(self) -> dict[str, Tensor]:
         """Return its tensors in half precision, which `unpacked` reads."""
         return {"detail.strength": self.strength.half(), "detail.spectrum": self.spectrum.half()}

@@ -206,17 +206,10 @@ class Generator:
 
     def _nearest(self, parts: Iterator[_Parts], row: Mapping[str, Any]) -> _Parts:
         """Return the candidate whose labels are nearest to what is asked; the first of one."""
-        best = next(parts)
-        if self.reading is None:
-            return best
-        distance = None
-        for other in parts:  # one that reads labels has some to read
-            if distance is None:
-                distance = self.reading.distance(cast(Tensor, best[1]), row)
-            found = self.reading.distance(cast(Tensor, other[1]), row)
-            if found < distance:
-                best, distance = other, found
-        return best
+        reading = self.reading
+        if reading is None:  # there is but one
+            return next(parts)
+        return min(parts, key=lambda part: reading.distance(cast(Tensor, part[1]), row))
 
     def _corrected(
         self, route: LatentRoute, latent: Tensor, row: Mapping[str, Any], seed: int,

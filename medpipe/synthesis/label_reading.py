@@ -90,22 +90,22 @@ class LabelReading:
 
     def distance(self, labels: Tensor, row: Mapping[str, Any]) -> float:
         """Return how far a label map is from a row, in errors; what is not asked is free."""
-        found = self.read(labels)
-        squares = [
-            ((found[name] - _number(row[name])) / error) ** 2
-            for name, error in zip(self.names, self.errors, strict=True)
-            if not np.isnan(_number(row.get(name)))
-        ]
-        return float(np.sqrt(sum(squares)))
+        missing, asked = self._missing(labels, row)
+        return float(np.sqrt(np.sum((missing / self.errors)[asked] ** 2)))
 
     def lacking(self, labels: Tensor, row: Mapping[str, Any]) -> dict[str, float]:
         """Return what is asked and not there, in spreads, of conditions that labels show."""
-        found = self.read(labels)
-        return {
-            name: (_number(row[name]) - found[name]) / float(spread)
-            for name, error, spread in zip(self.names, self.errors, self.spreads, strict=True)
-            if error <= SHOWN * spread and not np.isnan(_number(row.get(name)))
-        }
+        missing, asked = self._missing(labels, row)
+        shown = asked & (self.errors <= SHOWN * self.spreads)
+        lack = (missing / self.spreads).tolist()
+        return {name: x for name, x, s in zip(self.names, lack, shown, strict=True) if s}
+
+    def _missing(
+        self, labels: Tensor, row: Mapping[str, Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Return what is asked less what is read, and which conditions are asked for."""
+        asked = np.array([_number(row.get(name)) for name in self.names])
+        return asked - np.array(list(self.read(labels).values())), ~np.isnan(asked)
 
     def to_json(self) -> dict[str, Json]:
         """Return it as JSON values."""

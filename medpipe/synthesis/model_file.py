@@ -15,7 +15,14 @@ from medpipe.errors import InputError, UsageError
 from medpipe.models import load_weights, pack_weights, unpack_weights
 from medpipe.types import Json
 
-__all__ = ["network_bytes", "network_digest", "plain_json", "read_network"]
+__all__ = [
+    "network_bytes",
+    "network_digest",
+    "packed_parts",
+    "part_of",
+    "plain_json",
+    "read_network",
+]
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -49,7 +49,7 @@ class DrawSettings:
         at so many times the cost; see `medpipe.synthesis.label_reading`.
     corrections : int
         How often a latent is moved the way that patients differ, until the labels have what
-        was asked for; each costs a decoding. See `Generator.correct`.
+        was asked for; each costs a decoding.
     detail : float
         Share of the fine detail that is put back; see `medpipe.synthesis.detail`. What is
         left out has edges in it too, which noise does not give back: with all of it images
