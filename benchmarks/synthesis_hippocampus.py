@@ -165,7 +165,7 @@ class Run:
                     training_set(cases), training, device=self.how.device,
                     checkpoints=self.folder / "checkpoints" / row,
                 )  # fmt: skip
-                return made.to_bytes()
+                return made.to_bytes(half=True)
             known = {name: [r[name] for r in cases.rows()] for name in NAMES}
             told: dict[str, Any] = {"label_classes": 3, "conditions": known, "seed": seed}
             if row == "pca":
