@@ -14,9 +14,7 @@ the images alone, and where do means differ. What is done is in WORK and not don
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import package_model, versions, write_results
-from synthesis_hippocampus_table import row_of
+from synthesis_common import Work, card_rows, packed, row_of, unpacked
 
 from medpipe.io.atomic import write_bytes_atomic, write_json_atomic
 from medpipe.io.manifest import read_manifest
@@ -131,12 +129,12 @@ def as_set(cases: TrainingSet, which: Sequence[int]) -> SynthesisSet:
     return SynthesisSet(images, torch.stack([torch.as_tensor(known[0]) for _, known in pairs]))
 
 
-class Run:
+class Run(Work):
     """What was made so far, in a folder."""
 
     def __init__(self, how: argparse.Namespace) -> None:
-        self.how, self.folder = how, how.work
-        self.folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(how.work)
+        self.how = how
         population = self.folder / "population"
         if not (population / "cases.csv").exists():
             cohort = BrainCohort(how.subjects, seed=how.seed, anatomies=how.heads)
@@ -153,17 +151,6 @@ class Run:
         self.train, self.held_out = (part(whole, heads, which) for which in sides)
         # of each fourth head, all subjects
         self.asked = [n for n, h in enumerate(self.train.subjects) if h % 4 == 0]
-
-    def once(self, name: str, make: Callable[[], bytes]) -> Path:
-        """Make a file if it is not there; its seconds are kept beside it."""
-        path = self.folder / name
-        if not path.exists():
-            print(name, flush=True)
-            start = time.process_time()
-            write_bytes_atomic(path, make())
-            spent = {"cpu_seconds": round(time.process_time() - start, 1)}
-            write_json_atomic(self.folder / f"{name}.seconds.json", spent)
-        return path
 
     def generator(self) -> Path:
         """Return the file of the generator, weights in half precision."""
@@ -211,12 +198,10 @@ class Run:
                 "images": np.stack([v.image.cpu().numpy()[0] for v in made]).astype(np.float16),
                 "labels": np.stack([v.labels.cpu().numpy()[0] for v in made]).astype(np.uint8),
             }
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
-            return buffer.getvalue()
+            return packed(arrays)
 
-        with np.load(self.once("drawn.npz", make)) as found:
-            images, labels = (torch.from_numpy(found[name]) for name in ("images", "labels"))
+        found = unpacked(self.once("drawn.npz", make))
+        images, labels = (torch.from_numpy(found[name]) for name in ("images", "labels"))
         cost = json.loads((self.folder / "cost.json").read_text())
         return SynthesisSet(images.float().clamp(0, 1), labels), cost
 
@@ -302,50 +287,9 @@ def figures(run: Run) -> dict[str, Any]:
         "weights": sum(v.numel() for n in route.networks for v in n.parameters()),
         "file_bytes": run.generator().stat().st_size,
         "autoencoder": measure_autoencoder(route.autoencoder, samples),
-        "cpu_seconds": {
-            f.name.removesuffix(".seconds.json"): json.loads(f.read_text())["cpu_seconds"]
-            for f in sorted(run.folder.glob("*.seconds.json"))
-        },
+        "cpu_seconds": run.spent(),
         **row_of(evaluation, own),
     }
-
-
-def said(figure: dict[str, Any] | None, digits: int = 3) -> str:
-    """Return a figure with its interval."""
-    if figure is None:
-        return "-"
-    return "{value:.{d}f} ({low:.{d}f} to {high:.{d}f})".format(d=digits, **figure)
-
-
-def table(found: dict[str, Any]) -> list[str]:
-    """Return the lines of the card's table."""
-    rows = [
-        "| figure | drawn | real, or ceiling |",
-        "| --- | --- | --- |",
-    ]
-    for name in REGIONS:
-        r = found["conditions"][name]
-        rows.append(
-            f"| {name}: r of asked and measured (segmenter on the image) | {said(r['r_image'])} "
-            f"| {said(r['ceiling_segmenter'])} |"
-        )
-        rows.append(f"| {name}: r of asked and own labels | {said(r['r_own_labels'])} | |")
-        v = found["volumes"][name]
-        rows.append(f"| {name}: mean, percent off held-out cases | {said(v['percent'], 1)} | |")
-    for name, text in (("kid", "KID"), ("ms_ssim", "MS-SSIM of pairs")):
-        both = found["distribution"][name]
-        rows.append(f"| {text} | {said(both['synthetic'], 4)} | {said(both['real'], 4)} |")
-    both = found["t_map"]["realigned"]
-    rows.append(
-        f"| share of voxels with \\|t\\| above 3.3 | {said(both['synthetic'], 4)} "
-        f"| {said(both['real'], 4)} |"
-    )
-    near = found["privacy"]["to_train"]
-    rows.append(
-        f"| distance to the nearest training case | {said(near['synthetic'])} "
-        f"| {said(near['real'])} |"
-    )
-    return rows
 
 
 CARD = """# Demonstration: MR volumes of heads that do not exist
@@ -376,7 +320,7 @@ with the brain was written down, not observed. Voxels of 3 mm.
 """
 
 
-def pin(run: Run, found: dict[str, Any]) -> None:
+def pin(run: Run, found: dict[str, Any], rows: list[str]) -> None:
     """Put the generator into the package."""
     content = run.generator().read_bytes()
     card = CARD.format(
@@ -388,7 +332,7 @@ def pin(run: Run, found: dict[str, Any]) -> None:
         minutes=found["cpu_seconds"]["generator.safetensors"] / 60,
         seconds=found["cost"]["seconds_per_sample"],
         drawn=found["drawn"],
-        rows="\n".join(table(found)),
+        rows="\n".join(rows),
     )
     package_model(NAME, content, card, "synthesis")
 
@@ -404,11 +348,11 @@ def main() -> None:
         run.draw()
     elif arguments.stage == "evaluate":
         found = figures(run)
-        for row in table(found):
-            print(row)
+        rows = card_rows(found, [(name, name) for name in REGIONS])
+        print("\n".join(rows))
         print(write_results("synthesis_brain", found))
         if arguments.pin:
-            pin(run, found)
+            pin(run, found, rows)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from synthesis_common import short
 
-from medpipe.synthesis.metrics import Agreement, utility_table
+from medpipe.synthesis.metrics import utility_table
 
-__all__ = ["reached", "row_of", "summary", "table_text"]
+__all__ = ["reached", "summary", "table_text"]
 
 BARS = {"anterior_ml": 0.84, "posterior_ml": 0.60}
 """Correlation of requested and measured volumes."""
@@ -17,80 +18,6 @@ PERCENT = 5.0
 """By which a regional mean may differ from that of real cases."""
 FEWEST_SEEDS = 3
 Seeds = Mapping[int, Mapping[str, Any]]
-
-
-def _short(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return value, ends and n of a figure."""
-    if found is None:
-        return None
-    return {k: found.get(k) for k in ("value", "low", "high", "n") if k in found}
-
-
-def _both(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a figure beside that of real cases."""
-    return {"synthetic": _short(found["figure"]), "real": _short(found["floor"])}
-
-
-def row_of(evaluation: Mapping[str, Any], own: Mapping[str, Agreement]) -> dict[str, Any]:
-    """Return what the table says of one set of one seed.
-
-    Parameters
-    ----------
-    evaluation : mapping
-        From `evaluate_synthesis`.
-    own : mapping of name to Agreement
-        Of what was requested with the labels that were drawn.
-    """
-    if "failed" in evaluation:
-        return dict(evaluation)
-    privacy, found = evaluation["privacy"], evaluation["distribution"]
-    conditions = {}
-    for condition in evaluation["conditions"]:
-        name = condition["name"]
-        rows = {k: _short(v["pearson"]) for k, v in condition["rows"].items()}
-        conditions[name] = {
-            "r_image": rows["synthetic"], "r_own_labels": _short(own[name].pearson.to_dict()),
-            "ceiling_segmenter": rows.get("measurement"),
-            "ceiling_reconstruction": rows.get("reconstruction"),
-            "error_ml": _short(condition["rows"]["synthetic"]["error"]),
-        }  # fmt: skip
-    kept = ("real_mean", "synthetic_mean", "percent", "real_sd", "synthetic_sd", "effect")
-    volumes = {
-        row["region"]: {k: _short(row[k]) for k in kept}
-        | {"wasserstein": _both(row["wasserstein"]), "p_bonferroni": row["p_bonferroni"]}
-        for row in evaluation["volumes"]["rows"]
-    }
-    names = ("kid", "frechet", "ms_ssim", "recall", "coverage")
-    return {
-        "n": evaluation["n"],
-        "distribution": {name: _both(found[name]) for name in names if name in found},
-        "volumes": volumes,
-        "conditions": conditions,
-        "t_map": {
-            key: _both(evaluation["t_map"][key]["share"]) | {"p": evaluation["t_map"][key]["p"]}
-            for key in ("as_generated", "realigned")
-        },
-        "privacy": {
-            "verdict": privacy["verdict"],
-            "to_train": _both(privacy["to_train"]),
-            "to_held_out": _short(privacy["to_held_out"]),
-            "ratio": _short(privacy["ratio"]),
-            "smallest": privacy["smallest"],
-            "smallest_real": privacy["smallest_real"],
-            "closer_to_train": _both(privacy["closer"]),
-            "membership_auc": _short(privacy["membership"]),
-            "nll_conditional_minus_unconditional": {
-                name: {k: gap[k] for k in ("difference", "low", "high", "p")}
-                for name, gap in privacy["likelihoods"].items()
-            },
-        },
-        "cost": evaluation["cost"],
-        "gates": {g["name"]: "void" if g["void"] else g["passed"] for g in evaluation["gates"]},
-        "controls": {
-            c["name"]: {"caught": c["caught"], "found": c["found"]} for c in evaluation["controls"]
-        },
-        "segmenter_dice": {k: _short(v) for k, v in evaluation["segmenter"]["dice"].items()},
-    }
 
 
 def summary(seeds: Seeds, counts: Mapping[str, int], routes: Sequence[str]) -> dict[str, Any]:
@@ -126,7 +53,7 @@ def _utility(seeds: Seeds, which: slice) -> dict[str, Any]:
             for against in ("real few", "pca"):
                 rows = utility_table(scores, against)
                 found[f"minus {against}"] = {
-                    r.name: _short(r.difference.to_dict()) for r in rows if r.difference
+                    r.name: short(r.difference.to_dict()) for r in rows if r.difference
                 }
         out[region] = found
     return out
