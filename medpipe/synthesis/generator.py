@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from medpipe.synthesis.conditions import Condition, Conditions
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.model_file import packed_parts, part_of, plain_json
-from medpipe.synthesis.routes import DETAIL, DrawSettings, LatentRoute, TokenRoute, route_from
+from medpipe.synthesis.routes import CORRECTIONS, DETAIL, DrawSettings, LatentRoute, TokenRoute, route_from
 from medpipe.synthesis.segmenter import SegmenterModel
 from medpipe.synthesis.tokeniser import split_labels
 from medpipe.types import Affine, Json
@@ -162,12 +162,15 @@ class Generator:
                 expected="one that draws labels and knows a number of each patient",
                 hint="draw one candidate",
             )
-        if settings.corrections and (self.reading is None or self._slopes is None):
+        can = self.reading is not None and self._slopes is not None
+        if settings.corrections and not can:
             raise UsageError(
                 "the generator cannot correct what it draws",
                 expected="latents whose places are known, labels, and numbers they show",
                 hint="draw without corrections",
             )
+        if settings.corrections is None:
+            settings = replace(settings, corrections=CORRECTIONS if can else 0)
         every = range(settings.candidates)
         values, present = self.conditions.encode([row for row in rows for _ in every])
         tries = [derive_seed(s, "candidate", str(k)) if k else int(s) for s in seeds for k in every]
@@ -222,13 +225,17 @@ class Generator:
         """
         slopes, reading = cast(Tensor, route.slopes), cast(LabelReading, self.reading)
         columns = self._columns()
-        for _ in range(settings.corrections):
-            _, labels = self._finished(route.decoded(latent, self.shape), seed, settings)
-            for name, lack in reading.lacking(cast(Tensor, labels), row).items():
+        parts = self._finished(route.decoded(latent, self.shape), seed, settings)
+        for _ in range(settings.corrections or 0):
+            lacking = reading.lacking(cast(Tensor, parts[1]), row)
+            if not lacking:  # nothing was asked that labels show
+                break
+            for name, lack in lacking.items():
                 # encoded conditions are even from -1 to 1: their spread is known
                 change = CORRECTED * lack / math.sqrt(3)
                 latent = latent + change * slopes[columns[name]]
-        return self._finished(route.decoded(latent, self.shape), seed, settings)
+            parts = self._finished(route.decoded(latent, self.shape), seed, settings)
+        return parts
 
     def _columns(self) -> dict[str, int]:
         """Return the column of each condition that is one number."""

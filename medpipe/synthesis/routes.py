@@ -25,6 +25,8 @@ __all__ = ["DrawSettings", "LatentRoute", "TokenRoute", "route_from"]
 
 DETAIL = 0.4
 """Share of the fine detail by default: where hippocampi were nearest to real ones (KID)."""
+CORRECTIONS = 4
+"""Of latents by default: each leaves about a fifth of what was lacking."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class DrawSettings:
     candidates : int
         Of so many volumes for each row the one is kept whose labels fit its conditions best,
         at so many times the cost; see `medpipe.synthesis.label_reading`.
-    corrections : int
+    corrections : int, optional
         How often a latent is moved the way that patients differ, until the labels have what
-        was asked for; each costs a decoding.
+        was asked for; each costs a decoding. By default `CORRECTIONS` times where the
+        generator can.
     detail : float
         Share of the fine detail that is put back; see `medpipe.synthesis.detail`. What is
         left out has edges in it too, which noise does not give back: with all of it images
@@ -69,15 +72,16 @@ class DrawSettings:
     scheduler: SchedulerName | None = None
     batch: int | None = None
     candidates: int = 1
-    corrections: int = 0
+    corrections: int | None = None
     detail: float = DETAIL
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or self.corrections < 0 or not self.detail >= 0:
+        corrections = self.corrections or 0
+        if self.candidates < 1 or corrections < 0 or not self.detail >= 0:
             raise UsageError(
                 "the settings of drawing are wrong",
                 expected="candidates of 1 or more, corrections and detail of 0 or more",
-                got=f"{self.candidates}, {self.corrections} and {self.detail:g}",
+                got=f"{self.candidates}, {corrections} and {self.detail:g}",
             )
 
 

@@ -91,7 +91,7 @@ class SampleVolume(ArrayStep, Randomizable):
         guidance: float = 1.0,
         steps: int = 30,
         candidates: int = 1,
-        corrections: int = 0,
+        corrections: int | None = None,
         detail: float = 0.4,
     ) -> None:
         self.name = model
@@ -194,9 +194,9 @@ class SampleVolumed(DictStep, Randomizable):
     candidates : int
         Of so many volumes the one is kept whose labels fit the conditions best, at so many
         times the cost.
-    corrections : int
+    corrections : int, optional
         How often a latent is moved the way that patients differ, until its labels have what
-        was asked for; each costs a decoding.
+        was asked for; each costs a decoding. By default 4 times where the generator can.
     detail : float
         Share of the fine detail that is put back, which networks leave out; 0: smooth images.
     labels_out : str, optional
@@ -206,7 +206,7 @@ class SampleVolumed(DictStep, Randomizable):
         Skip keys that are absent.
     """
 
-    version = "2"
+    version = "3"
     reads = ()
     writes = ("labels_out",)
     files = ("model",)
@@ -225,7 +225,7 @@ class SampleVolumed(DictStep, Randomizable):
         guidance: float = 1.0,
         steps: int = 30,
         candidates: int = 1,
-        corrections: int = 0,
+        corrections: int | None = None,
         detail: float = 0.4,
         labels_out: str | None = None,
         allow_missing_keys: bool = False,
