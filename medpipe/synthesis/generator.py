@@ -28,7 +28,14 @@ from medpipe.synthesis.conditions import Condition, Conditions
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.model_file import packed_parts, part_of, plain_json
-from medpipe.synthesis.routes import CORRECTIONS, DETAIL, DrawSettings, LatentRoute, TokenRoute, route_from
+from medpipe.synthesis.routes import (
+    CORRECTIONS,
+    DETAIL,
+    DrawSettings,
+    LatentRoute,
+    TokenRoute,
+    route_from,
+)
 from medpipe.synthesis.segmenter import SegmenterModel
 from medpipe.synthesis.tokeniser import split_labels
 from medpipe.types import Affine, Json

@@ -15,7 +15,7 @@ from medpipe.geometry import same_grid, spacing_mm
 from medpipe.io.case import Case
 from medpipe.io.nifti import read_nifti
 from medpipe.io.transforms import metatensor_from_volume
-from medpipe.steps._base import affine_of
+from medpipe.steps._base import affine_of, rewrap
 from medpipe.steps.intensity import NormalizeIntensity
 from medpipe.steps.spatial import CropOrPad, Orient
 from medpipe.types import Volume
@@ -30,7 +30,9 @@ class PairSettings:
     Attributes
     ----------
     size_voxels : tuple of int
-        Grid (I, J, K) around the middle of each image; nothing is interpolated.
+        Grid (I, J, K) around the middle of each image; nothing is interpolated. Beyond an
+        image its outermost voxels are continued: a black frame, of another width in each
+        image, would be the sharpest thing there is to learn.
     label_classes : int
         Background included; 0 without labels.
     percentiles : tuple of float
@@ -106,7 +108,7 @@ def _load_pair(
     straight = orient(metatensor_from_volume(volume))
     scaled = NormalizeIntensity("minmax", settings.percentiles)(straight)
     spacing = tuple(float(s) for s in spacing_mm(affine_of(straight)))
-    values = box(scaled).as_tensor().float()
+    values = _continued(box(scaled).as_tensor(), box(rewrap(scaled, torch.ones_like(scaled))))
     if not settings.label_classes:
         return TrainingPair(case_id, values, None, (), spacing)
     if labels is None:
@@ -124,6 +126,15 @@ def _load_pair(
     return TrainingPair(
         case_id, values, whole.to(torch.uint8), tuple(float(v) for v in ml), spacing
     )
+
+
+def _continued(image: Tensor, inside: Tensor) -> Tensor:
+    """Return an image (1, I, J, K) with its outermost voxels where it was padded."""
+    for axis in (1, 2, 3):
+        there = inside.as_subclass(Tensor).transpose(0, axis).flatten(1).any(1).nonzero()[:, 0]
+        rows = torch.arange(image.shape[axis]).clamp(int(there[0]), int(there[-1]))
+        image = image.index_select(axis, rows)
+    return image.float()
 
 
 def _counted(known: Volume, volume: Volume, classes: int) -> np.ndarray:
