@@ -56,6 +56,8 @@ from medpipe.train import LoopSettings, Progress
 R = BrainRegion
 NAME = "synthesis-brain"
 CONDITIONS = ("age_years", "sex", "ventricle_ml", "brain_ml")
+PERCENTILES = (0.5, 90.0)
+"""Of each image, that become 0 and 1: fat is cut off, or the brain would be all but black."""
 TISSUES: dict[str, tuple[BrainRegion, ...]] = {
     "grey": (R.GREY, R.DEEP_GREY, R.HIPPOCAMPUS_AMYGDALA, R.CEREBELLUM_GREY),
     "white": (R.WHITE, R.CEREBELLUM_WHITE, R.BRAINSTEM),
@@ -73,22 +75,23 @@ def recipe(seed: int) -> GeneratorTraining:
     return GeneratorTraining(
         route="latents",
         autoencoder=AutoencoderSettings(
-            channels=(16, 48, 96), latent_channels=32, groups=8, patch_voxels=2, transposed=True
+            channels=(32, 64), attention=(False, False), latent_channels=8, groups=8,
+            patch_voxels=2, transposed=True,
         ),
         autoencoder_training=AutoencoderTraining(
             iterations=1600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
             label_weight=0.2, seed=seed,
         ),
         denoiser={
-            "channels": (64, 128), "attention": (False, True), "groups": 8,
+            "channels": (96, 160), "attention": (False, True), "groups": 8, "patch_cells": 2,
             "conditioning": "embedding", "condition_width": 32,
         },
         denoiser_training=DenoiserTraining(
-            iterations=1500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
+            iterations=2500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
             ema_decay=0.99, seed=seed,
         ),
         labeller={"widths": (8, 16, 32), "residual_units": 1},
-        labeller_iterations=300,
+        labeller_iterations=600,
         seed=seed,
     )  # fmt: skip
 
@@ -141,7 +144,7 @@ class Run(Work):
             write_brain_population(population, cohort, workers=how.workers)
         if how.stage == "population":
             return
-        whole = read_training_set(population, CONDITIONS)
+        whole = read_training_set(population, CONDITIONS, percentiles=PERCENTILES)
         cases = read_manifest(population / "cases.csv", inputs=["image", "labels"])
         names = [case.covariates["anatomy"] for case in cases]
         order = {name: n for n, name in enumerate(dict.fromkeys(names))}
@@ -300,8 +303,9 @@ something before anybody has trained a generator of their own.
 
 - **Asked for**: age in years, sex, volume of the lateral ventricles and of the brain in ml.
 - **Draws**: a T1-weighted volume of {grid} mm, and its labels: grey and white matter, lateral
-  ventricles, fluid, the rest of the head, by a segmenter on what was drawn.
-- **Networks**: an autoencoder (cells of 8 voxels, 32 numbers each) and a denoiser of its
+  ventricles, fluid, the rest of the head, by a segmenter on what was drawn. Intensities are
+  those of brain; fat is as bright as white matter.
+- **Networks**: an autoencoder (cells of 4 voxels, 8 numbers each) and a denoiser of its
   latents (rectified flow), {weights:,} weights in half precision; {bytes:.1f} MB.
 - **Training**: {train[subjects]} subjects of {train[heads]} drawn heads (`medpipe data
   brain-population`, seed 0); no image of a patient. {minutes:.0f} minutes on one thread.
