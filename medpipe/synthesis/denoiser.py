@@ -63,6 +63,15 @@ class DenoiserSettings:
         (anatomy at the same place in every volume): the network then works with what is left
         when these, and what is linear in the conditions, are taken out. It need not learn
         where it is, nor what regression knows.
+    patch_cells : int
+        Cells along each edge of the cubes that the network sees as one, in more channels.
+    directions : int
+        At most so many principal directions are kept of what is left of the latents; needs a
+        grid. With few patients they know better than a network what goes together far apart.
+    begin : float
+        Share of the noise, above 0 to 1, with which drawing begins: below 1 a flow begins
+        with a latent from the Gaussian of the directions, to which so much noise was added
+        (Meng et al., arXiv 2108.01073, begin with a picture).
     """
 
     latent_channels: int = 3
@@ -77,6 +86,8 @@ class DenoiserSettings:
     objective: Literal["flow", "velocity", "noise"] = "flow"
     grid: tuple[int, ...] | None = None
     patch_cells: int = 1
+    directions: int = 0
+    begin: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(int(c) for c in self.channels))
@@ -107,6 +118,15 @@ class DenoiserSettings:
                 "conditions or patch_cells is wrong",
                 expected="0 conditions or more, patches of 1 cell or more",
             )
+        if self.directions < 0 or (self.directions and self.grid is None):
+            raise UsageError("directions is wrong", expected="0, or more with a grid")
+        if not 0 < self.begin <= 1 or (
+            self.begin < 1 and not (self.directions and self.objective == "flow")
+        ):
+            raise UsageError(
+                "begin is wrong", expected="1, or above 0 for a flow with directions",
+                got=f"{self.begin:g}",
+            )  # fmt: skip
 
     @property
     def stride(self) -> int:
@@ -177,11 +197,14 @@ class Denoiser(nn.Module):
         Mean and standard deviation of each number of a latent, where settings have a grid.
     slopes : Tensor (conditions, latent_channels, *grid)
         By how much the mean changes with each condition.
+    directions : Tensor (directions, latent_channels, *grid)
+        Principal directions of what is left, as long as its standard deviation along them.
     """
 
     center: Tensor
     spread: Tensor
     slopes: Tensor
+    directions: Tensor
 
     def __init__(self, settings: DenoiserSettings) -> None:
         super().__init__()
@@ -216,6 +239,8 @@ class Denoiser(nn.Module):
             self.register_buffer("center", torch.zeros(shape))
             self.register_buffer("spread", torch.ones(shape))
             self.register_buffer("slopes", torch.zeros(s.conditions, *shape))
+            if s.directions:
+                self.register_buffer("directions", torch.zeros(s.directions, *shape))
 
     @property
     def stride(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -253,9 +253,11 @@ def train_denoiser(
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        denoiser = Denoiser(settings)
+        # directions are no matter of the training, nor of its checkpoints
+        trained = replace(settings, directions=0, begin=1.0)
+        denoiser = Denoiser(trained)
     bound = _bound(
-        latents, settings,
+        latents, trained,
         {"hide": hide, "times": times, "hide_each": hide_each, "draws": validation_draws},
     )  # fmt: skip
     if settings.grid is not None:
@@ -275,6 +277,9 @@ def train_denoiser(
             validation=measured, device=device, checkpoint=checkpoint, progress=progress,
             bound_to=bound,
         )  # fmt: skip
+    if settings.directions:
+        still = latents.part(_unmoved(latents, conditions))
+        denoiser = _with_directions(denoiser, settings, still)
     denoiser.autoencoder = latents.autoencoder
     denoiser.facts = {
         "training": asdict(training),
@@ -343,6 +348,33 @@ def _measure_places(denoiser: Denoiser, latents: Latents) -> None:
     gram = known.T @ known + RIDGE * len(known) * torch.eye(known.shape[1])
     found = torch.linalg.solve(gram, known.T @ (latents.mean - center).flatten(1))
     denoiser.slopes.copy_(found.reshape(denoiser.slopes.shape))
+
+
+def _unmoved(latents: Latents, conditions: Conditions | None) -> list[int]:
+    """Return which latents are of volumes as they are: those are what is drawn."""
+    moved = torch.zeros(len(latents), dtype=torch.bool)
+    first = 0
+    for condition in conditions.items if conditions is not None else ():
+        if condition.kind == "augmentation":
+            moved |= latents.values[:, first] != 0
+        first += condition.columns
+    still = (~moved).nonzero()[:, 0].tolist()
+    return still if len(still) > 1 else list(range(len(latents)))
+
+
+def _with_directions(denoiser: Denoiser, settings: DenoiserSettings, latents: Latents) -> Denoiser:
+    """Return a denoiser with principal directions of latents, 0 where there are no more."""
+    made = Denoiser(settings).to(denoiser.center.device)
+    made.load_state_dict(denoiser.state_dict(), strict=False)
+    where = latents.mean.device
+    center, slopes, spread = (x.to(where) for x in (made.center, made.slopes, made.spread))
+    left = latents.mean - expected_latents(center, slopes, latents.values, latents.present)
+    left = (left / spread).flatten(1)
+    left = (left - left.mean(0)) / math.sqrt(max(1, len(left) - 1))
+    _, lengths, found = torch.linalg.svd(left.double(), full_matrices=False)
+    scaled = (lengths[:, None] * found)[: settings.directions].float()
+    made.directions[: len(scaled)] = scaled.reshape(-1, *made.directions.shape[1:])
+    return made
 
 
 def _bound(latents: Latents, settings: DenoiserSettings, how: dict[str, Any]) -> dict[str, Json]:

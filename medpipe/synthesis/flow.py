@@ -184,13 +184,18 @@ def sample_latents(
                 else parallel.part(denoiser, shape, denoiser.stride)
             )
             guided = _Guided(part.module, values, present, guidance, own)
-            x = part.cut(noise.draw()).to(own)
-            for k, time in enumerate(way.times):
-                part.begin(k, len(way.times))
+            x, begin = noise.draw(), denoiser.settings.begin * TIMES
+            if begin < TIMES:
+                begin = max((t for t in way.times if t <= begin), default=way.times[-1])
+                x = begin / TIMES * x + (1 - begin / TIMES) * noise.along(denoiser.directions)
+            x = part.cut(x).to(own)
+            used = [k for k, time in enumerate(way.times) if time <= begin]
+            for done, k in enumerate(used):
+                part.begin(done, len(used))
                 fresh = part.cut(noise.draw()).to(own) if way.noisy else None
-                x = way.step(k, guided(x, time), x, fresh)
+                x = way.step(k, guided(x, way.times[k]), x, fresh)
                 if progress is not None:
-                    progress(k + 1, len(way.times))
+                    progress(done + 1, len(used))
             x = part.join(x)
             return x if grid is None else x * denoiser.spread + guided.expected(denoiser)
     finally:
@@ -207,6 +212,11 @@ class _Noise:
     def draw(self) -> Tensor:
         """Return the next numbers of all cases (B, C, h, w, d)."""
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.made])
+
+    def along(self, directions: Tensor) -> Tensor:
+        """Return random sums of directions (n, C, h, w, d) for all cases (B, C, h, w, d)."""
+        drawn = torch.stack([torch.randn(len(directions), generator=g) for g in self.made])
+        return torch.tensordot(drawn, directions.to(drawn), 1)
 
 
 class _Guided:

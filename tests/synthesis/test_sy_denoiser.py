@@ -124,6 +124,13 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
         ({"objective": "score"}, "flow, velocity or noise"),
         ({"residual_blocks": 0}, "1 or more"),
         ({"conditions": -1}, "0 conditions or more"),
+        ({"directions": 2}, "more with a grid"),
+        ({"begin": 0.5}, "begin is wrong"),
+        ({"begin": 0.0}, "begin is wrong"),
+        (
+            {"begin": 0.5, "directions": 2, "grid": (2, 2, 2), "objective": "noise"},
+            "above 0 for a flow with directions",
+        ),
     ):
         with pytest.raises(UsageError, match=text):
             settings(**bad)

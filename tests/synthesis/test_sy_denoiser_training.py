@@ -235,6 +235,32 @@ def test_what_is_linear_in_the_conditions_needs_no_network():
     assert float(two.mean()) == pytest.approx(1 + float((0.09 + 0.64 / 3) / scale), abs=0.1)
 
 
+def test_the_directions_are_those_that_latents_were_drawn_along(tmp_path):
+    generator = torch.Generator().manual_seed(4)
+    along = torch.randn(2, 8, generator=generator)
+    moves = torch.randint(-1, 2, (3000, 1), generator=generator).float()
+    left = torch.randn(3000, 2, generator=generator) @ along
+    left = torch.where(moves != 0, 100 * left.flip(1), left)  # moved volumes say nothing
+    mean = left.reshape(-1, 1, 2, 2, 2)
+    data = Latents(mean, torch.zeros_like(mean), moves, moves < 9, "abc")
+    kinds = {"shift_i_voxels": "augmentation"}
+    conditions = Conditions.fit({"shift_i_voxels": moves[:, 0].tolist()}, kinds)
+    settings = replace(tiny(), grid=(2, 2, 2), directions=4, begin=0.5)
+    once = replace(TRAINING, iterations=2, validate_every=1)
+    file = tmp_path / "run.pt"
+    told = {"conditions": conditions, "device": "cpu", "checkpoint": file}
+    denoiser = train_denoiser(data, settings, once, **told)
+    found = (denoiser.directions * denoiser.spread).flatten(1)
+    wanted = along.T @ along
+    assert float((found.T @ found - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
+    lengths = found.square().sum(1)
+    assert lengths[1] > 1e6 * lengths[2]  # there were two
+    # how drawing begins is no matter of the training: a checkpoint goes on with another
+    other = train_denoiser(data, replace(settings, directions=0, begin=1.0), once, **told)
+    weights = zip(denoiser.unet.parameters(), other.unet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+
+
 def test_a_checkpoint_of_other_latents_is_refused(tmp_path):
     how = LoopSettings(iterations=2, batch_size=4)
     one, two = population(8, 0), population(8, 1)

@@ -172,3 +172,22 @@ def test_what_does_not_fit_is_said_in_one_line():
             sample_latents(denoiser, (4, 4, 4), **({"seeds": [1]} | how))
     with pytest.raises(UsageError, match="three extents"):
         sample_latents(flow, (4, 4), seeds=[1])
+
+
+def test_a_flow_may_begin_with_a_gaussian_of_the_trained_latents():
+    torch.manual_seed(0)
+    denoiser = Denoiser(settings(grid=(2, 2, 2), conditions=0, directions=3, begin=0.3)).eval()
+    along = torch.randn(denoiser.directions.shape)
+    denoiser.directions.copy_(along)
+    denoiser.spread.fill_(2.0)
+    denoiser.center.fill_(5.0)
+    drawn = sample_latents(denoiser, (2, 2, 2), seeds=range(4000), steps=10)
+    # MONAI's last layer begins with zeros: nothing moves, and the Gaussian is seen as it is
+    found = torch.cov(((drawn - 5.0) / 2.0).flatten(1).T)
+    flat = along.flatten(1)
+    wanted = 0.7**2 * flat.T @ flat + 0.3**2 * torch.eye(flat.shape[1])
+    assert float((found - wanted).abs().max()) < 0.12 * float(wanted.abs().max())
+    assert float((drawn.mean(0) - 5.0).abs().max()) < 0.2
+    told = []
+    sample_latents(denoiser, (2, 2, 2), seeds=[1], steps=10, progress=lambda *at: told.append(at))
+    assert told == [(1, 3), (2, 3), (3, 3)]  # what the Gaussian saves is not evaluated
