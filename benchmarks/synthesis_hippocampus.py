@@ -65,6 +65,7 @@ from medpipe.synthesis import (
 )
 from medpipe.synthesis.cost import sampling_cost
 from medpipe.synthesis.evaluation import evaluate_synthesis
+from medpipe.synthesis.evaluation_parts import half_real
 from medpipe.synthesis.generator_facts import likelihoods_of, reconstructions_of
 from medpipe.synthesis.metrics import Agreement, condition_agreement, label_volumes
 from medpipe.synthesis.training_files import TrainingSet
@@ -225,7 +226,7 @@ class Run(Work):
 
         def make() -> bytes:
             loop = self.loop()
-            loop = replace(loop, iterations=(8 if self.how.tiny else 2) * loop.iterations)
+            loop = replace(loop, iterations=(8 if self.how.tiny else 3) * loop.iterations)
             return train_segmenter(
                 self.train.set().pairs(), SegmenterSettings(3, **self.network(2)), loop,
                 device=self.how.device, checkpoint=self.folder / "checkpoints" / "segmenter.pt",
@@ -302,7 +303,7 @@ class Run(Work):
         }
         for row in self.rows:
             ways[row] = lambda row=row: self.draw(row).pairs()  # type: ignore[misc]
-            ways[f"real few + {row}"] = lambda row=row: [*few, *self.draw(row).pairs()]  # type: ignore[misc]
+            ways[f"real few + {row}"] = lambda row=row: half_real(few, self.draw(row).pairs())  # type: ignore[misc]
         out = {}
         for name, samples in ways.items():
 

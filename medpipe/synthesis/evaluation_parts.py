@@ -39,6 +39,7 @@ __all__ = [
     "anatomy",
     "check_utility",
     "diversity",
+    "half_real",
     "likelihood_gaps",
     "privacy_of",
     "spread",
@@ -218,7 +219,7 @@ def utility_of(
     for seed in plan.seeds:
         chosen = np.random.default_rng(seed).permutation(len(train))[:k].tolist()
         few, new = train.pairs(chosen), made.pairs()
-        ways = {"synthetic": new, reference: few, f"real {k} + synthetic": [*few, *new]}
+        ways = {"synthetic": new, reference: few, f"real {k} + synthetic": half_real(few, new)}
         if k < len(train):
             ways[f"real {len(train)}"] = train.pairs()
         for name, samples in ways.items():
@@ -238,6 +239,11 @@ def utility_of(
         "regions": regions, "reference": reference, "real_cases": k,
         "seeds": [int(s) for s in plan.seeds], "tested": tested,
     }  # fmt: skip
+
+
+def half_real(few: Sequence[Any], synthetic: Sequence[Any]) -> list[Any]:
+    """Return cases of which half are real: fewer real ones are repeated, not drowned."""
+    return [*few] * max(1, round(len(synthetic) / len(few))) + [*synthetic]
 
 
 def spread(values: Sequence[float] | Floats) -> list[float]:
