@@ -120,7 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "transposed": True,
     },
     "hippocampus": {
-        "latent_channels": 16, "channels": (16, 48, 96), "groups": 8, "patch_voxels": 2,
+        "latent_channels": 24, "channels": (24, 64, 96), "groups": 8, "patch_voxels": 2,
         "transposed": True,
     },
     # of the latent diffusion model of the brain (Pinaya et al., arXiv 2209.07162)

@@ -29,7 +29,7 @@ from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.prior import PriorSettings
 from medpipe.synthesis.prior_training import PriorTraining, train_prior
-from medpipe.synthesis.routes import LatentRoute, TokenRoute
+from medpipe.synthesis.routes import DETAIL, LatentRoute, TokenRoute
 from medpipe.synthesis.segmenter import SegmenterModel, SegmenterSettings, train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings
 from medpipe.synthesis.tokeniser_measures import measure_variety
@@ -186,25 +186,31 @@ def train_generator(
     }
     affine = np.array(samples.volumes.affine, np.float64)
     detail, reading = _detail(run, route), _reading(samples, route)
-    return Generator(route, affine, shape, facts, detail, reading, _labeller(run, route))
+    labeller = _labeller(run, route, detail)
+    return Generator(route, affine, shape, facts, detail, reading, labeller)
 
 
-def _labeller(run: _Run, route: TokenRoute | LatentRoute) -> SegmenterModel | None:
+def _labeller(
+    run: _Run, route: TokenRoute | LatentRoute, detail: FineDetail
+) -> SegmenterModel | None:
     """Return what labels images, trained with those that are not held out."""
     own = run.training
     if not own.labeller_iterations or not route.label_classes:
         return None
-    trains, validates = run.sides()
+    sides = run.sides()
+    trains, validates = (_AsDrawn(side, route, detail) for side in sides)
     loop = LoopSettings(
         iterations=own.labeller_iterations, batch_size=2, learning_rate=5e-3,
         validate_every=max(1, own.labeller_iterations // LABELLER_VALIDATIONS), seed=own.seed,
     )  # fmt: skip
     settings = SegmenterSettings(route.label_classes, route.image_channels, **own.labeller)
     validation = validates if len(validates) else None
-    return train_segmenter(
+    made = train_segmenter(
         trains, settings, loop, validation=validation, validation_share=0.0,
         **run.stage("labeller"),
     )  # fmt: skip
+    made.facts.update(trained=len(sides[0]), validated=len(sides[1]))
+    return made
 
 
 def _detail(run: _Run, route: TokenRoute | LatentRoute) -> FineDetail:
@@ -373,6 +379,27 @@ class _Some(Sequence[Any]):
         return self.volumes[self.which[index]]
 
 
+class _AsDrawn(Sequence[Any]):
+    """Each volume as it is, and twice as it would be drawn: rebuilt, with fine detail."""
+
+    def __init__(self, volumes: _Some, route: TokenRoute | LatentRoute, detail: FineDetail) -> None:
+        self.volumes, self.detail, n = volumes, detail, route.image_channels
+        samples = TokeniserSamples(volumes, n, route.label_classes)
+        whole = (samples.volume(k) for k in range(len(volumes)))
+        self.rebuilt = [route.rebuilt(x)[:n].to(x).half() for x in whole]
+
+    def __len__(self) -> int:
+        return 3 * len(self.volumes)
+
+    def __getitem__(self, index: Any) -> Any:
+        number, version = divmod(index, 3)
+        image, labels = self.volumes[number]
+        if version:
+            image = self.rebuilt[number].float() + DETAIL * self.detail.draw(index)
+            image = image.clamp(0, 1)
+        return image, labels
+
+
 def _prior_settings(codes: int, grid: tuple[int, ...], how: dict[str, Any]) -> PriorSettings:
     known: dict[str, Any] = {"codes": codes, "grid": grid}
     return PriorSettings(**(known | how))
@@ -409,7 +436,7 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         "route": "latents",
         "autoencoder": AutoencoderSettings.preset("hippocampus"),
         "autoencoder_training": AutoencoderTraining(
-            iterations=1600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
+            iterations=2600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
             kl_weight=0.03, label_weight=0.7, seed=seed,
         ),
         "denoiser": HIPPOCAMPUS_DENOISER,
@@ -419,12 +446,12 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         ),
         "shift_voxels": 1,
         "copies": 3,
-        "labeller_iterations": 900,
+        "labeller_iterations": 1000,
     }  # fmt: skip
 
 
 HIPPOCAMPUS_DENOISER: dict[str, Any] = {
     "channels": (64, 128), "attention": (False, True), "groups": 8, "conditioning": "embedding",
-    "condition_width": 32,
+    "condition_width": 32, "directions": 160, "begin": 0.3,
 }  # fmt: skip
 PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {"hippocampus": _hippocampus}

@@ -92,7 +92,7 @@ class SampleVolume(ArrayStep, Randomizable):
         steps: int = 30,
         candidates: int = 1,
         corrections: int | None = None,
-        detail: float = 0.4,
+        detail: float = 0.75,
     ) -> None:
         self.name = model
         self.fixed = dict(conditions or {})
@@ -226,7 +226,7 @@ class SampleVolumed(DictStep, Randomizable):
         steps: int = 30,
         candidates: int = 1,
         corrections: int | None = None,
-        detail: float = 0.4,
+        detail: float = 0.75,
         labels_out: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
