@@ -112,7 +112,7 @@ class GeneratorTraining:
         if self.route not in ("tokens", "latents"):
             raise UsageError("unknown route", expected="tokens or latents", got=str(self.route))
         _prior_settings(self.tokeniser.codes, (1, 1, 1), self.prior)
-        _denoiser_settings(1, 0, self.denoiser)
+        _denoiser_settings(1, 0, {"grid": (1, 1, 1)} | self.denoiser)
 
     @classmethod
     def preset(cls, name: str, *, seed: int = 0, **changes: Any) -> GeneratorTraining:
