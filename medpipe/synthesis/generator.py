@@ -30,7 +30,6 @@ from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.model_file import packed_parts, part_of, plain_json
 from medpipe.synthesis.routes import (
     CORRECTIONS,
-    DETAIL,
     DrawSettings,
     LatentRoute,
     TokenRoute,
@@ -252,10 +251,11 @@ class Generator:
             first += condition.columns
         return found
 
-    def detailed(self, image: Tensor, seed: int, share: float = DETAIL) -> Tensor:
+    def detailed(self, image: Tensor, seed: int, share: float | None = None) -> Tensor:
         """Return an image (C, I, J, K) with a share of the detail that networks leave out."""
         if self.detail is None or share == 0:
             return image
+        share = self.detail.share if share is None else share
         return image + share * self.detail.draw(seed).to(image)
 
     def sample(

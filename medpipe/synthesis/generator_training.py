@@ -22,14 +22,14 @@ from medpipe.synthesis.coded import encode_moved
 from medpipe.synthesis.conditions import Conditions
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 from medpipe.synthesis.denoiser_training import DenoiserTraining, denoising_errors, train_denoiser
-from medpipe.synthesis.detail import FineDetail
+from medpipe.synthesis.detail import DETAIL, FineDetail
 from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.prior import PriorSettings
 from medpipe.synthesis.prior_training import PriorTraining, train_prior
-from medpipe.synthesis.routes import DETAIL, LatentRoute, TokenRoute
+from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.segmenter import SegmenterModel, SegmenterSettings, train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings
 from medpipe.synthesis.tokeniser_measures import measure_variety
@@ -76,6 +76,8 @@ class GeneratorTraining:
     labeller_iterations : int
         Of this segmenter that labels the images which are drawn: labels that fit their image,
         where those that are drawn with it may not. 0: none.
+    detail : float
+        Share of the fine detail that is put back into what is drawn.
     validation_share : float
         Of the subjects: the same ones validate all trainings.
     seed : int
@@ -97,16 +99,17 @@ class GeneratorTraining:
     copies: int = 1
     labeller: dict[str, Any] = field(default_factory=dict)
     labeller_iterations: int = 0
+    detail: float = DETAIL
     validation_share: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         counts = (self.shift_voxels, self.copies - 1, self.labeller_iterations)
-        if not 0 <= self.validation_share < 1 or min(counts) < 0:
+        if not 0 <= self.validation_share < 1 or min(counts) < 0 or not self.detail >= 0:
             raise UsageError(
                 "the settings of the training of a generator are wrong",
-                expected="validation_share from 0 to below 1, shift_voxels and "
-                "labeller_iterations of 0 or more, copies of 1 or more",
+                expected="validation_share from 0 to below 1, shift_voxels, labeller_iterations "
+                "and detail of 0 or more, copies of 1 or more",
             )
         # says what is wrong with them before anything is trained
         if self.route not in ("tokens", "latents"):
@@ -223,7 +226,7 @@ def _detail(run: _Run, route: TokenRoute | LatentRoute) -> FineDetail:
     for number in range(min(len(some), MOST_DETAILED)):
         volume = volumes.volume(number)
         left.append(volume[:n] - route.rebuilt(volume)[:n].to(volume))
-    return FineDetail.fit(torch.stack(left))
+    return FineDetail.fit(torch.stack(left), run.training.detail)
 
 
 def _reading(samples: TrainingSet, route: TokenRoute | LatentRoute) -> LabelReading | None:
@@ -395,7 +398,7 @@ class _AsDrawn(Sequence[Any]):
         number, version = divmod(index, 3)
         image, labels = self.volumes[number]
         if version:
-            image = self.rebuilt[number].float() + DETAIL * self.detail.draw(index)
+            image = self.rebuilt[number].float() + self.detail.share * self.detail.draw(index)
             image = image.clamp(0, 1)
         return image, labels
 

@@ -23,9 +23,6 @@ from medpipe.types import Json
 
 __all__ = ["DrawSettings", "LatentRoute", "TokenRoute", "route_from"]
 
-DETAIL = 0.75
-"""Share of the fine detail by default: with more hippocampi were no nearer to real ones (KID),
-and followed less what was asked."""
 CORRECTIONS = 4
 """Of latents by default: each leaves about a fifth of what was lacking."""
 
@@ -54,8 +51,9 @@ class DrawSettings:
         How often a latent is moved the way that patients differ, until the labels have what
         was asked for; each costs a decoding. By default `CORRECTIONS` times where the
         generator can.
-    detail : float
-        Share of the fine detail that is put back; see `medpipe.synthesis.detail`. What is
+    detail : float, optional
+        Share of the fine detail that is put back; see `medpipe.synthesis.detail`. By default
+        that of the training. What is
         left out has edges in it too, which noise does not give back: with all of it images
         are too noisy.
 
@@ -74,15 +72,15 @@ class DrawSettings:
     batch: int | None = None
     candidates: int = 1
     corrections: int | None = None
-    detail: float = DETAIL
+    detail: float | None = None
 
     def __post_init__(self) -> None:
-        corrections = self.corrections or 0
-        if self.candidates < 1 or corrections < 0 or not self.detail >= 0:
+        corrections, detail = self.corrections or 0, self.detail or 0.0
+        if self.candidates < 1 or corrections < 0 or not detail >= 0:
             raise UsageError(
                 "the settings of drawing are wrong",
                 expected="candidates of 1 or more, corrections and detail of 0 or more",
-                got=f"{self.candidates}, {corrections} and {self.detail:g}",
+                got=f"{self.candidates}, {corrections} and {detail:g}",
             )
 
 

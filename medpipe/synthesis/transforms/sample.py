@@ -92,7 +92,7 @@ class SampleVolume(ArrayStep, Randomizable):
         steps: int = 30,
         candidates: int = 1,
         corrections: int | None = None,
-        detail: float = 0.75,
+        detail: float | None = None,
     ) -> None:
         self.name = model
         self.fixed = dict(conditions or {})
@@ -197,8 +197,9 @@ class SampleVolumed(DictStep, Randomizable):
     corrections : int, optional
         How often a latent is moved the way that patients differ, until its labels have what
         was asked for; each costs a decoding. By default 4 times where the generator can.
-    detail : float
+    detail : float, optional
         Share of the fine detail that is put back, which networks leave out; 0: smooth images.
+        By default that of the training.
     labels_out : str, optional
         Key that receives the labels, empty ones (and a finding) where the generator draws
         none; with one key alone.
@@ -226,7 +227,7 @@ class SampleVolumed(DictStep, Randomizable):
         steps: int = 30,
         candidates: int = 1,
         corrections: int | None = None,
-        detail: float = 0.75,
+        detail: float | None = None,
         labels_out: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
