@@ -84,7 +84,7 @@ def recipe(seed: int) -> GeneratorTraining:
         ),
         denoiser={
             "channels": (96, 160), "attention": (False, True), "groups": 8, "patch_cells": 2,
-            "conditioning": "embedding", "condition_width": 32, "directions": 240, "begin": 0.3,
+            "conditioning": "embedding", "condition_width": 32, "directions": 160, "begin": 0.3,
         },
         denoiser_training=DenoiserTraining(
             iterations=2500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,

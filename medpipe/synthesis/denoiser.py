@@ -334,8 +334,9 @@ class Denoiser(nn.Module):
         """
         belongs = self.autoencoder if autoencoder is None else autoencoder
         return network_bytes(
-            self, MODEL, self.settings, half=half, autoencoder=belongs, facts=self.facts
-        )
+            self, MODEL, self.settings, half=half, rounded=("directions",), autoencoder=belongs,
+            facts=self.facts,
+        )  # fmt: skip
 
     @classmethod
     def read(cls, name_or_path: str | Path) -> Denoiser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,15 +28,17 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def network_bytes(
-    network: nn.Module, model: str, settings: Any, *, half: bool = False, **more: Json
-) -> bytes:
+    network: nn.Module, model: str, settings: Any, *, half: bool = False,
+    rounded: Sequence[str] = (), **more: Json,
+) -> bytes:  # fmt: skip
     """Return weights, the fields of `settings` and more facts as a safetensors file.
 
-    With `half` weights are in half precision; what was measured (buffers) is as it is.
+    With `half` weights are in half precision; what was measured (buffers) is as it is, but
+    for buffers that are `rounded` too.
     """
     said: dict[str, Json] = {"model": model, "settings": asdict(settings), **more}
-    learned = dict(network.named_parameters()) if half else {}
-    tensors = {n: v.half() if n in learned else v for n, v in network.state_dict().items()}
+    short = {*dict(network.named_parameters()), *rounded} if half else set()
+    tensors = {n: v.half() if n in short else v for n, v in network.state_dict().items()}
     return pack_weights(tensors, said)
 
 
