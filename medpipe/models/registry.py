@@ -63,6 +63,11 @@ MODELS: dict[str, PackagedModel] = {
         "b22acf9eca628dde73aa9f5a3a09fa97ebd924be252ab64455fd74490fa73d7d",
         "outcome",
     ),
+    "synthesis-brain": PackagedModel(
+        "synthesis-brain.safetensors",
+        "b307159a775c63dd80f4f8d140c7d4b0ee17fbe6e413ef9260ab05f4e862c856",
+        "synthesis",
+    ),
 }
 """Models by name."""
 

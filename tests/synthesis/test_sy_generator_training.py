@@ -12,6 +12,7 @@ import torch
 from medpipe.errors import InputError, StepError, UsageError
 from medpipe.io.nifti import write_nifti
 from medpipe.models import unpack_weights
+from medpipe.synthesis import generator_training
 from medpipe.synthesis.autoencoder import AutoencoderSettings
 from medpipe.synthesis.autoencoder_training import AutoencoderTraining
 from medpipe.synthesis.coded import encode_moved
@@ -20,6 +21,7 @@ from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.generator_training import GeneratorTraining, train_generator
 from medpipe.synthesis.prior_training import PriorTraining
+from medpipe.synthesis.segmenter import train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings, join_labels
 from medpipe.synthesis.tokeniser_training import TokeniserTraining
 from medpipe.synthesis.training_files import read_training_set
@@ -170,6 +172,32 @@ def test_who_is_held_out_trains_neither_autoencoder_nor_denoiser(folder):
     a, b = (g.labeller.network.state_dict() for g in (one, two))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert one.labeller.facts["trained"] == 6
+
+
+def test_a_labeller_is_trained_with_images_as_they_are_drawn_too(folder, monkeypatch):
+    given = {}
+
+    def spied(samples, settings, loop, **how):
+        given["samples"], given["validation"] = samples, how["validation"]
+        return train_segmenter(samples, settings, loop, **how)
+
+    monkeypatch.setattr(generator_training, "train_segmenter", spied)
+    samples = read_training_set(folder)
+    made = train_generator(samples, replace(LATENT, detail=0.3), device="cpu")
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    assert made.detail.share == 0.3
+    for side, numbers in (("samples", sorted(order[2:])), ("validation", sorted(order[:2]))):
+        assert len(given[side]) == 3 * len(numbers)
+        for place, n in enumerate(numbers):
+            image, labels = (torch.as_tensor(part) for part in samples.volumes[n])
+            whole = join_labels(image[None], labels[None], 2)[0]
+            rebuilt = made.route.rebuilt(whole)[:1]
+            for version in range(3):
+                seen, known = given[side][3 * place + version]
+                assert torch.equal(torch.as_tensor(known), labels)
+                grain = 0.3 * made.detail.draw(3 * place + version) if version else 0.0
+                wanted = (rebuilt + grain).clamp(0, 1) if version else image
+                assert torch.allclose(torch.as_tensor(seen).float(), wanted.float(), atol=2e-3)
 
 
 def test_balls_are_drawn_where_they_are_asked_for(tmp_path):

@@ -1,4 +1,4 @@
-"""The packaged generators: what they are asked for is what they draw, the card says what they are."""
+"""The packaged generators draw what they are asked for, and their cards say what they are."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def test_ventricles_are_as_large_as_was_asked(heads):
     ml = abs(np.linalg.det(Generator.read("synthesis-brain").affine[:3, :3])) / 1000
     for wanted, head in zip((15, 45), heads, strict=True):
         drawn = float((np.asarray(head.labels) == 3).sum()) * ml
-        assert drawn == pytest.approx(wanted, abs=6)
+        assert drawn == pytest.approx(wanted, rel=0.2)
 
 
 def test_the_image_shows_it_too(heads):
-    # without any segmenter: fluid is dark, and only in the second image deep in the head
-    small, large = (np.asarray(head.image)[0] for head in heads)
-    deep = ndimage.binary_erosion(np.asarray(heads[0].labels)[0] > 0, iterations=8)
-    dark = [float((image[deep] < 0.25).sum()) for image in (small, large)]
-    assert dark[1] > 1.3 * dark[0]
+    # without any segmenter: of one head, so much more is as dark as fluid
+    ml = abs(np.linalg.det(heads[0].image.affine.numpy()[:3, :3])) / 1000
+    head = ndimage.binary_erosion(np.asarray(heads[0].labels)[0] > 0, iterations=8)
+    dark = [float((np.asarray(h.image)[0][head] < 0.25).sum()) * ml for h in heads]
+    assert dark[1] - dark[0] == pytest.approx(45 - 15, rel=0.35)
 
 
 def test_what_nobody_was_like_is_refused():
