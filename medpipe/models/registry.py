@@ -68,6 +68,11 @@ MODELS: dict[str, PackagedModel] = {
         "b307159a775c63dd80f4f8d140c7d4b0ee17fbe6e413ef9260ab05f4e862c856",
         "synthesis",
     ),
+    "synthesis-hippocampus": PackagedModel(
+        "synthesis-hippocampus.safetensors",
+        "acd247e35456884e13a5f6506374b8d9a176869781cd336159a12f9f284fa3e3",
+        "synthesis",
+    ),
 }
 """Models by name."""
 
