@@ -303,9 +303,9 @@ volumes was observed in a patient.** It is there so that `medpipe run synthesize
 something before anybody has trained a generator of their own.
 
 - **Asked for**: age in years, sex, volume of the lateral ventricles and of the brain in ml.
-- **Draws**: a T1-weighted volume of {grid} mm, and its labels: grey and white matter, lateral
-  ventricles, fluid, the rest of the head, by a segmenter on what was drawn. Intensities are
-  those of brain; fat is as bright as white matter.
+- **Draws**: a T1-weighted volume of {grid} mm, and its labels: grey and
+  white matter, lateral ventricles, fluid, the rest of the head, by a segmenter on what was
+  drawn. Intensities are those of brain; fat is as bright as white matter.
 - **Networks**: an autoencoder (cells of 4 voxels, 8 numbers each) and a denoiser of its
   latents (rectified flow), {weights:,} weights in half precision; {bytes:.1f} MB.
 - **Training**: {train[subjects]} subjects of {train[heads]} drawn heads (`medpipe data
