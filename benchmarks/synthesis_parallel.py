@@ -100,7 +100,7 @@ def sampling(args: argparse.Namespace) -> dict[str, Measured]:
         attention=(False, True, True),
     )  # fmt: skip
     net = lively(Denoiser(settings))
-    shape = (8, 12, 8) if args.small else (20, 28, 20)
+    shape = (8, 16, 8) if args.small else (20, 28, 20)
     ask: dict[str, Any] = {"seeds": [1, 2], "steps": args.steps}
     context = multiprocessing.get_context("fork")
     with context.Pool(1) as pool:
