@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -159,6 +160,12 @@ class Conditions:
                 )
             )
         return cls(tuple(found))
+
+    @property
+    def first_columns(self) -> dict[str, int]:
+        """The first column of each condition, by name."""
+        ends = accumulate((c.columns for c in self.items), initial=0)
+        return dict(zip((c.name for c in self.items), ends, strict=False))
 
     @property
     def columns(self) -> int:

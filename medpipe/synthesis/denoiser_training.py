@@ -353,11 +353,10 @@ def _measure_places(denoiser: Denoiser, latents: Latents) -> None:
 def _unmoved(latents: Latents, conditions: Conditions | None) -> list[int]:
     """Return which latents are of volumes as they are: those are what is drawn."""
     moved = torch.zeros(len(latents), dtype=torch.bool)
-    first = 0
-    for condition in conditions.items if conditions is not None else ():
-        if condition.kind == "augmentation":
-            moved |= latents.values[:, first] != 0
-        first += condition.columns
+    if conditions is not None:
+        for condition in conditions.items:
+            if condition.kind == "augmentation":
+                moved |= latents.values[:, conditions.first_columns[condition.name]] != 0
     still = (~moved).nonzero()[:, 0].tolist()
     return still if len(still) > 1 else list(range(len(latents)))
 

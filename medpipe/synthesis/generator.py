@@ -230,7 +230,7 @@ class Generator:
         patients differ by what is lacking: the slopes of the regression on conditions.
         """
         slopes, reading = cast(Tensor, route.slopes), cast(LabelReading, self.reading)
-        columns = self._columns()
+        columns = self.conditions.first_columns
         parts = self._finished(route.decoded(latent, self.shape), seed, settings)
         for _ in range(settings.corrections or 0):
             lacking = reading.lacking(cast(Tensor, parts[1]), row)
@@ -242,14 +242,6 @@ class Generator:
                 latent = latent + change * slopes[columns[name]]
             parts = self._finished(route.decoded(latent, self.shape), seed, settings)
         return parts
-
-    def _columns(self) -> dict[str, int]:
-        """Return the column of each condition that is one number."""
-        found, first = {}, 0
-        for condition in self.conditions.items:
-            found[condition.name] = first
-            first += condition.columns
-        return found
 
     def detailed(self, image: Tensor, seed: int, share: float | None = None) -> Tensor:
         """Return an image (C, I, J, K) with a share of the detail that networks leave out."""

@@ -53,9 +53,8 @@ class DrawSettings:
         generator can.
     detail : float, optional
         Share of the fine detail that is put back; see `medpipe.synthesis.detail`. By default
-        that of the training. What is
-        left out has edges in it too, which noise does not give back: with all of it images
-        are too noisy.
+        that of the training. What is left out has edges in it too, which noise does not give
+        back: with all of it images are too noisy.
 
     Raises
     ------
