@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from medpipe.errors import UsageError
 from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
 from medpipe.synthesis.memory import enough_memory
-from medpipe.synthesis.model_file import plain_json
+from medpipe.synthesis.model_file import network_digest, plain_json
 from medpipe.synthesis.segmenter_measures import dice_of_regions, mean_figure
-from medpipe.synthesis.tokeniser_losses import label_loss
+from medpipe.synthesis.tokeniser_losses import PerceptualLoss, label_loss
 from medpipe.train import LoopSettings, train
 from medpipe.train.settings import Tell
 from medpipe.types import Json
@@ -43,8 +43,11 @@ class AutoencoderTraining:
         See `medpipe.train.LoopSettings`.
     pixel : {"l1", "mse"}
         Absolute or squared error of intensities, which counts 1.
-    kl_weight, label_weight : float
+    kl_weight, label_weight, perceptual_weight : float
         See `train_autoencoder`.
+    feature_iterations : int
+        Of the network of features, where these count: `train_generator` trains one with the
+        volumes that train the autoencoder.
     shift_voxels : int
         Volumes are moved by up to so many voxels along each axis.
     gain : float
@@ -61,6 +64,8 @@ class AutoencoderTraining:
     pixel: Literal["l1", "mse"] = "l1"
     kl_weight: float = 0.02
     label_weight: float = 0.5
+    perceptual_weight: float = 0.0
+    feature_iterations: int = 600
     shift_voxels: int = 0
     gain: float = 0.0
     validate_every: int = 200
@@ -72,10 +77,13 @@ class AutoencoderTraining:
     def __post_init__(self) -> None:
         if self.pixel not in _PIXEL:
             raise UsageError("unknown pixel loss", expected="l1 or mse")
-        if min(self.kl_weight, self.label_weight, self.shift_voxels) < 0 or not 0 <= self.gain < 1:
+        weights = (self.kl_weight, self.label_weight, self.perceptual_weight)
+        counts = (self.shift_voxels, self.feature_iterations - 1)
+        if min(*weights, *counts) < 0 or not 0 <= self.gain < 1:
             raise UsageError(
                 "the settings of the training of an autoencoder are wrong",
-                expected="weights and shift_voxels of 0 or more, gain from 0 to below 1",
+                expected="weights and shift_voxels of 0 or more, feature_iterations of 1 or more, "
+                "gain from 0 to below 1",
             )
         self.loop()  # says what is wrong with its part
 
@@ -90,6 +98,7 @@ class AutoencoderTraining:
             "reconstruction": _PIXEL[self.pixel],
             "kl_weight": self.kl_weight,
             "label_weight": self.label_weight,
+            "perceptual_weight": self.perceptual_weight,
         }
 
 
@@ -136,6 +145,8 @@ def train_autoencoder(
     reconstruction: Callable[[Tensor, Tensor], Tensor] = functional.l1_loss,
     kl_weight: float = 1e-3,
     label_weight: float = 0.2,
+    perceptual_weight: float = 0.0,
+    features: PerceptualLoss | None = None,
     device: str | torch.device = "auto",
     checkpoint: str | Path | None = None,
     progress: Tell | None = None,
@@ -159,6 +170,10 @@ def train_autoencoder(
     label_weight : float
         Of the cross-entropy of labels; all classes alike, see
         `medpipe.synthesis.tokeniser_losses.label_loss`.
+    perceptual_weight : float
+        Of the distance of images as `features` sees them.
+    features : PerceptualLoss, optional
+        Needed where ``perceptual_weight`` is above 0.
     device, checkpoint, progress
         See `medpipe.train.train`.
 
@@ -169,9 +184,13 @@ def train_autoencoder(
 
     Raises
     ------
-    UsageError, StepError, StoreError
+    UsageError
+        If features count and there are none; see `medpipe.train.train`.
+    StepError, StoreError
         See `medpipe.train.train`.
     """
+    if perceptual_weight and features is None:
+        raise UsageError("the perceptual loss has no features", hint="give it a PerceptualLoss")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
         model = LatentAutoencoder(settings)
@@ -181,6 +200,8 @@ def train_autoencoder(
     def error(made: dict[str, Tensor], volume: Tensor) -> Tensor:
         values = made["values"]
         total = reconstruction(values[:, :n], volume[:, :n])
+        if features is not None and perceptual_weight:
+            total = total + perceptual_weight * features(values[:, :n], volume[:, :n])
         if settings.label_classes:
             total = total + label_weight * label_loss(values[:, n:], volume[:, n:])
         return total
@@ -200,7 +221,12 @@ def train_autoencoder(
             device=device,
             checkpoint=checkpoint,
             progress=progress,
-            bound_to=_bound(settings, kl_weight, label_weight, len(cast(Sequence[Any], samples))),
+            bound_to={
+                "autoencoder": plain_json(asdict(settings)),
+                "weights": [kl_weight, label_weight, perceptual_weight],
+                "features": network_digest(features.network) if features else None,
+                "samples": len(cast(Sequence[Any], samples)),
+            },
         )
         for part in (samples, getattr(samples, "transform", None)):
             if isinstance(part, Randomizable):
@@ -210,21 +236,13 @@ def train_autoencoder(
         "training": asdict(training),
         "kl_weight": kl_weight,
         "label_weight": label_weight,
+        "perceptual_weight": perceptual_weight,
         "history": list(result.history),
         "metric": "held-out reconstruction" if validation is not None else "loss",
         "best": result.best_metric if math.isfinite(result.best_metric) else None,
         "best_iteration": result.best_iteration,
     }
     return model
-
-
-def _bound(
-    settings: AutoencoderSettings, kl_weight: float, label_weight: float, samples: int
-) -> dict[str, Json]:
-    """Return what a checkpoint belongs to besides the settings of the loop."""
-    own: dict[str, Json] = plain_json(asdict(settings))
-    weights: list[Json] = [kl_weight, label_weight]
-    return {"autoencoder": own, "weights": weights, "samples": samples}
 
 
 @torch.no_grad()

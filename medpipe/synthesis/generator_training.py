@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from medpipe.errors import UsageError
 from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
@@ -23,6 +25,7 @@ from medpipe.synthesis.conditions import Conditions
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 from medpipe.synthesis.denoiser_training import DenoiserTraining, denoising_errors, train_denoiser
 from medpipe.synthesis.detail import DETAIL, FineDetail
+from medpipe.synthesis.features import train_features
 from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.latents import Latents, encode_latents
@@ -32,6 +35,7 @@ from medpipe.synthesis.prior_training import PriorTraining, train_prior
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.segmenter import SegmenterModel, SegmenterSettings, train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings
+from medpipe.synthesis.tokeniser_losses import PerceptualLoss
 from medpipe.synthesis.tokeniser_measures import measure_variety
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples
 from medpipe.synthesis.tokeniser_training import TokeniserTraining, train_tokeniser
@@ -46,6 +50,8 @@ FEWEST_DETAILED = 6
 """Volumes that validate, if their fine detail shall be measured on them alone."""
 MOST_DETAILED = 24
 """Volumes that it is measured on: they are in memory together."""
+REBUILT_BYTES = 2**31
+"""Memory for volumes that were rebuilt for a labeller; of more, each is rebuilt when needed."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,8 @@ def train_generator(
         Folder to continue from, with a checkpoint of each training. On the CPU an interrupted
         run ends with the bits of one that was not.
     progress : callable, optional
-        Told which training ("tokeniser", "prior", "autoencoder", "denoiser", "labeller") is
-        where.
+        Told which training ("tokeniser", "prior", "features", "autoencoder", "denoiser",
+        "labeller") is where.
 
     Returns
     -------
@@ -188,45 +194,38 @@ def train_generator(
         "seed": training.seed,
     }
     affine = np.array(samples.volumes.affine, np.float64)
-    detail, reading = _detail(run, route), _reading(samples, route)
-    labeller = _labeller(run, route, detail)
+    rebuilt = _Rebuilt(run.sides()[0], route), _Rebuilt(run.sides()[1], route)
+    detail, reading = _detail(rebuilt, training.detail), _reading(samples, route)
+    labels = training.labeller_iterations and route.label_classes
+    labeller = _labeller(run, rebuilt, detail) if labels else None
     return Generator(route, affine, shape, facts, detail, reading, labeller)
 
 
-def _labeller(
-    run: _Run, route: TokenRoute | LatentRoute, detail: FineDetail
-) -> SegmenterModel | None:
+def _labeller(run: _Run, rebuilt: tuple[_Rebuilt, _Rebuilt], detail: FineDetail) -> SegmenterModel:
     """Return what labels images, trained with those that are not held out."""
     own = run.training
-    if not own.labeller_iterations or not route.label_classes:
-        return None
-    sides = run.sides()
-    trains, validates = (_AsDrawn(side, route, detail) for side in sides)
+    trains, validates = (_AsDrawn(side, detail) for side in rebuilt)
     loop = LoopSettings(
         iterations=own.labeller_iterations, batch_size=2, learning_rate=5e-3,
         validate_every=max(1, own.labeller_iterations // LABELLER_VALIDATIONS), seed=own.seed,
     )  # fmt: skip
+    route = rebuilt[0].route
     settings = SegmenterSettings(route.label_classes, route.image_channels, **own.labeller)
     validation = validates if len(validates) else None
     made = train_segmenter(
         trains, settings, loop, validation=validation, validation_share=0.0,
         **run.stage("labeller"),
     )  # fmt: skip
-    made.facts.update(trained=len(sides[0]), validated=len(sides[1]))
+    made.facts.update(trained=len(rebuilt[0]), validated=len(rebuilt[1]))
     return made
 
 
-def _detail(run: _Run, route: TokenRoute | LatentRoute) -> FineDetail:
+def _detail(rebuilt: tuple[_Rebuilt, _Rebuilt], share: float) -> FineDetail:
     """Return what the first network leaves out of volumes that did not train it, if there are."""
-    trains, validates = run.sides()
+    trains, validates = rebuilt
     some = validates if len(validates) >= FEWEST_DETAILED else trains
-    n = route.image_channels
-    volumes = TokeniserSamples(some, n, route.label_classes)
-    left = []
-    for number in range(min(len(some), MOST_DETAILED)):
-        volume = volumes.volume(number)
-        left.append(volume[:n] - route.rebuilt(volume)[:n].to(volume))
-    return FineDetail.fit(torch.stack(left), run.training.detail)
+    left = [some.left_out(number) for number in range(min(len(some), MOST_DETAILED))]
+    return FineDetail.fit(torch.stack(left), share)
 
 
 def _reading(samples: TrainingSet, route: TokenRoute | LatentRoute) -> LabelReading | None:
@@ -340,17 +339,33 @@ def _latents(run: _Run) -> tuple[LatentRoute, _Shape, dict[str, Json]]:
 def _autoencoder(run: _Run) -> LatentAutoencoder:
     """Return the autoencoder, trained with those that are not held out."""
     own = run.training.autoencoder_training
+    features = _features(run) if own.perceptual_weight else None
     settings = replace(run.training.autoencoder, label_classes=run.samples.label_classes)
     how = (settings.image_channels, settings.label_classes)
     trains, validates = run.sides()
     validation = TokeniserSamples(validates, *how) if len(validates) else None
     coder = train_autoencoder(
         TokeniserSamples(trains, *how, shift=own.shift_voxels, gain=own.gain), settings,
-        own.loop(), validation=validation, **own.losses(), **run.stage("autoencoder"),
+        own.loop(), validation=validation, features=features, **own.losses(),
+        **run.stage("autoencoder"),
     )  # fmt: skip
     if validation is not None:
         coder.facts["validation"] = measure_autoencoder(coder, validation)
     return coder
+
+
+def _features(run: _Run) -> PerceptualLoss:
+    """Return what sees images, trained with those that are not held out."""
+    own = run.training.autoencoder_training
+    loop = LoopSettings(
+        iterations=own.feature_iterations, batch_size=own.batch_size, learning_rate=3e-3,
+        validate_every=own.feature_iterations, seed=own.seed,
+    )  # fmt: skip
+    network = train_features(
+        run.sides()[0], label_classes=run.samples.label_classes, settings=loop,
+        **run.stage("features"),
+    )  # fmt: skip
+    return PerceptualLoss(network)
 
 
 def _error_facts(denoiser: Denoiser, latents: Latents | None) -> Json:
@@ -382,24 +397,42 @@ class _Some(Sequence[Any]):
         return self.volumes[self.which[index]]
 
 
+class _Rebuilt:
+    """Images as they come back from the first network; as many as `REBUILT_BYTES` are kept."""
+
+    def __init__(self, volumes: _Some, route: TokenRoute | LatentRoute) -> None:
+        self.volumes, self.route = volumes, route
+        self.samples = TokeniserSamples(volumes, route.image_channels, route.label_classes)
+        one = 4 * self.samples.volume(0)[: route.image_channels].numel() if len(volumes) else 1
+        self.image = functools.lru_cache(max(1, REBUILT_BYTES // one))(self._made)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def _made(self, number: int) -> Tensor:
+        whole = self.samples.volume(number)
+        return self.route.rebuilt(whole)[: self.route.image_channels].to(whole)
+
+    def left_out(self, number: int) -> Tensor:
+        """Return an image minus what came back."""
+        return self.samples.volume(number)[: self.route.image_channels] - self.image(number)
+
+
 class _AsDrawn(Sequence[Any]):
     """Each volume as it is, and twice as it would be drawn: rebuilt, with fine detail."""
 
-    def __init__(self, volumes: _Some, route: TokenRoute | LatentRoute, detail: FineDetail) -> None:
-        self.volumes, self.detail, n = volumes, detail, route.image_channels
-        samples = TokeniserSamples(volumes, n, route.label_classes)
-        whole = (samples.volume(k) for k in range(len(volumes)))
-        self.rebuilt = [route.rebuilt(x)[:n].to(x).half() for x in whole]
+    def __init__(self, rebuilt: _Rebuilt, detail: FineDetail) -> None:
+        self.rebuilt, self.detail = rebuilt, detail
 
     def __len__(self) -> int:
-        return 3 * len(self.volumes)
+        return 3 * len(self.rebuilt)
 
     def __getitem__(self, index: Any) -> Any:
         number, version = divmod(index, 3)
-        image, labels = self.volumes[number]
+        image, labels = self.rebuilt.volumes[number]
         if version:
-            image = self.rebuilt[number].float() + self.detail.share * self.detail.draw(index)
-            image = image.clamp(0, 1)
+            grain = self.detail.share * self.detail.draw(index)
+            image = (self.rebuilt.image(number) + grain).clamp(0, 1)
         return image, labels
 
 

@@ -22,6 +22,7 @@ from medpipe.synthesis.autoencoder_training import (
 )
 from medpipe.synthesis.cubes import folded, unfolded
 from medpipe.synthesis.latents import Latents, encode_latents
+from medpipe.synthesis.tokeniser_losses import PerceptualLoss
 from medpipe.train import LoopSettings
 
 SMALL = AutoencoderSettings(channels=(8, 16, 16), groups=4, latent_channels=2)
@@ -193,6 +194,37 @@ def test_labels_are_learned_with_the_image_and_measured():
     assert model.facts["best"] == pytest.approx(float(wanted), rel=1e-3)
 
 
+def test_images_are_also_compared_as_a_network_sees_them(tmp_path):
+    torch.manual_seed(3)
+    network = torch.nn.Conv3d(1, 4, 3, padding=1)
+    how = LoopSettings(iterations=60, batch_size=4, learning_rate=1e-2, validate_every=60)
+    boxes = Boxes()
+    boxes.set_random_state(seed=7)
+    data = [boxes[n] for n in range(8)]
+
+    def trained(weight, features=network, **more):
+        return train_autoencoder(
+            data, TINY, how, validation=data, device="cpu", kl_weight=1e-4,
+            perceptual_weight=weight, features=PerceptualLoss(features), **more,
+        )  # fmt: skip
+
+    def measured(model):
+        with torch.no_grad():
+            x = torch.stack(data)
+            y = model.decode(model.encode(x)[0], (8, 8, 8))
+            seen = [m / m.norm(dim=1, keepdim=True) for m in map(network, (x, y))]
+        return float((x - y).abs().mean()), float((seen[0] - seen[1]).square().sum(1).mean())
+
+    without, with_it = trained(0.0), trained(2.0, checkpoint=tmp_path / "run.pt")
+    pixels, distance = measured(with_it)
+    assert with_it.facts["best"] == pytest.approx(pixels + 2 * distance, rel=1e-3)
+    assert distance < 0.9 * measured(without)[1]
+    with pytest.raises(UsageError, match="checkpoint"):  # what it was trained by has changed
+        trained(2.0, torch.nn.Conv3d(1, 4, 3), checkpoint=tmp_path / "run.pt")
+    with pytest.raises(UsageError, match="the perceptual loss has no features"):
+        train_autoencoder(data, TINY, how, device="cpu", perceptual_weight=1.0)
+
+
 def test_a_killed_training_ends_with_the_bits_of_a_whole_one(tmp_path):
     how = LoopSettings(iterations=6, batch_size=2, checkpoint_every=2, validate_every=3)
 
@@ -272,7 +304,10 @@ def test_what_is_wrong_is_said_in_one_line(monkeypatch):
     with pytest.raises(UsageError, match=r"expected small \| hippocampus \| brain-ldm, got 'x'"):
         AutoencoderSettings.preset("x")
     assert AutoencoderSettings.preset("hippocampus").stride == 8
-    for wrong in ({"pixel": "l3"}, {"kl_weight": -1}, {"gain": 1.0}, {"iterations": 0}):
+    for wrong in (
+        {"pixel": "l3"}, {"kl_weight": -1}, {"perceptual_weight": -1}, {"feature_iterations": 0},
+        {"gain": 1.0}, {"iterations": 0},
+    ):  # fmt: skip
         with pytest.raises(UsageError):
             AutoencoderTraining(**wrong)
 
