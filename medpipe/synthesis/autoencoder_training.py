@@ -45,9 +45,6 @@ class AutoencoderTraining:
         Absolute or squared error of intensities, which counts 1.
     kl_weight, label_weight, perceptual_weight : float
         See `train_autoencoder`.
-    feature_iterations : int
-        Of the network of features, where these count: `train_generator` trains one with the
-        volumes that train the autoencoder.
     shift_voxels : int
         Volumes are moved by up to so many voxels along each axis.
     gain : float
@@ -65,7 +62,6 @@ class AutoencoderTraining:
     kl_weight: float = 0.02
     label_weight: float = 0.5
     perceptual_weight: float = 0.0
-    feature_iterations: int = 600
     shift_voxels: int = 0
     gain: float = 0.0
     validate_every: int = 200
@@ -78,12 +74,10 @@ class AutoencoderTraining:
         if self.pixel not in _PIXEL:
             raise UsageError("unknown pixel loss", expected="l1 or mse")
         weights = (self.kl_weight, self.label_weight, self.perceptual_weight)
-        counts = (self.shift_voxels, self.feature_iterations - 1)
-        if min(*weights, *counts) < 0 or not 0 <= self.gain < 1:
+        if min(*weights, self.shift_voxels) < 0 or not 0 <= self.gain < 1:
             raise UsageError(
                 "the settings of the training of an autoencoder are wrong",
-                expected="weights and shift_voxels of 0 or more, feature_iterations of 1 or more, "
-                "gain from 0 to below 1",
+                expected="weights and shift_voxels of 0 or more, gain from 0 to below 1",
             )
         self.loop()  # says what is wrong with its part
 

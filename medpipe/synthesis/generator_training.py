@@ -77,6 +77,10 @@ class GeneratorTraining:
     shift_voxels, copies : int
         What draws learns from each volume as it is and moved, so often in all; see
         `medpipe.synthesis.moved.MovedVolumes`. The shifts become conditions.
+    feature_iterations : int
+        Of a network of features, where the first network is to compare images by them
+        (``perceptual_weight`` of an autoencoder, ``weights.perceptual`` of a tokeniser). It is
+        trained with the same volumes.
     labeller : dict
         Settings of `SegmenterSettings`; classes and image channels follow.
     labeller_iterations : int
@@ -103,6 +107,7 @@ class GeneratorTraining:
     denoiser_training: DenoiserTraining = field(default_factory=DenoiserTraining)
     shift_voxels: int = 0
     copies: int = 1
+    feature_iterations: int = 600
     labeller: dict[str, Any] = field(default_factory=dict)
     labeller_iterations: int = 0
     detail: float = DETAIL
@@ -110,12 +115,13 @@ class GeneratorTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.shift_voxels, self.copies - 1, self.labeller_iterations)
+        least_1 = (self.copies, self.feature_iterations)
+        counts = (self.shift_voxels, self.labeller_iterations, *(n - 1 for n in least_1))
         if not 0 <= self.validation_share < 1 or min(counts) < 0 or not self.detail >= 0:
             raise UsageError(
                 "the settings of the training of a generator are wrong",
                 expected="validation_share from 0 to below 1, shift_voxels, labeller_iterations "
-                "and detail of 0 or more, copies of 1 or more",
+                "and detail of 0 or more, copies and feature_iterations of 1 or more",
             )
         # says what is wrong with them before anything is trained
         if self.route not in ("tokens", "latents"):
@@ -284,7 +290,9 @@ def _tokens(run: _Run) -> tuple[TokenRoute, _Shape, dict[str, Json]]:
     trains, validates = run.sides()
     tokeniser = train_tokeniser(
         trains, own, training.tokeniser_training,
-        validation=validates if len(validates) else None, **run.stage("tokeniser"),
+        validation=validates if len(validates) else None,
+        features=_features(run, training.tokeniser_training.weights.perceptual),
+        **run.stage("tokeniser"),
     )  # fmt: skip
     coded = encode_moved(tokeniser, samples.volumes, **run.moving)
     kinds: Any = {**samples.kinds, **dict.fromkeys(coded.shifts, "augmentation")}
@@ -339,27 +347,28 @@ def _latents(run: _Run) -> tuple[LatentRoute, _Shape, dict[str, Json]]:
 def _autoencoder(run: _Run) -> LatentAutoencoder:
     """Return the autoencoder, trained with those that are not held out."""
     own = run.training.autoencoder_training
-    features = _features(run) if own.perceptual_weight else None
     settings = replace(run.training.autoencoder, label_classes=run.samples.label_classes)
     how = (settings.image_channels, settings.label_classes)
     trains, validates = run.sides()
     validation = TokeniserSamples(validates, *how) if len(validates) else None
     coder = train_autoencoder(
         TokeniserSamples(trains, *how, shift=own.shift_voxels, gain=own.gain), settings,
-        own.loop(), validation=validation, features=features, **own.losses(),
-        **run.stage("autoencoder"),
+        own.loop(), validation=validation, features=_features(run, own.perceptual_weight),
+        **own.losses(), **run.stage("autoencoder"),
     )  # fmt: skip
     if validation is not None:
         coder.facts["validation"] = measure_autoencoder(coder, validation)
     return coder
 
 
-def _features(run: _Run) -> PerceptualLoss:
-    """Return what sees images, trained with those that are not held out."""
-    own = run.training.autoencoder_training
+def _features(run: _Run, counts: float) -> PerceptualLoss | None:
+    """Return what compares images, if it counts, trained with those that are not held out."""
+    if not counts:
+        return None
+    iterations = run.training.feature_iterations
     loop = LoopSettings(
-        iterations=own.feature_iterations, batch_size=own.batch_size, learning_rate=3e-3,
-        validate_every=own.feature_iterations, seed=own.seed,
+        iterations=iterations, batch_size=2, learning_rate=3e-3, validate_every=iterations,
+        seed=run.training.seed,
     )  # fmt: skip
     network = train_features(
         run.sides()[0], label_classes=run.samples.label_classes, settings=loop,

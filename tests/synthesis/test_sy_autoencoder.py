@@ -305,8 +305,8 @@ def test_what_is_wrong_is_said_in_one_line(monkeypatch):
         AutoencoderSettings.preset("x")
     assert AutoencoderSettings.preset("hippocampus").stride == 8
     for wrong in (
-        {"pixel": "l3"}, {"kl_weight": -1}, {"perceptual_weight": -1}, {"feature_iterations": 0},
-        {"gain": 1.0}, {"iterations": 0},
+        {"pixel": "l3"}, {"kl_weight": -1}, {"perceptual_weight": -1}, {"gain": 1.0},
+        {"iterations": 0},
     ):  # fmt: skip
         with pytest.raises(UsageError):
             AutoencoderTraining(**wrong)

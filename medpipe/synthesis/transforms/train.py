@@ -34,6 +34,10 @@ __all__ = [
 
 VALIDATIONS = 30
 """Validations in a training that is not stopped early."""
+PERCEPTUAL = 0.2
+"""Weight of features in the training of an autoencoder."""
+DIRECTIONS = 160
+"""Principal directions of latents that are kept at most."""
 
 _NOTICE = logging.getLogger("medpipe.notice")
 _NOTICE_EVERY_S = 30.0
@@ -57,6 +61,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
         tokeniser_batch: int = 4,
         tokeniser_rate: float = 1e-3,
         adversarial: float = 0.0,
+        perceptual: float | None = None,
         prior_iterations: int = 3000,
         prior_batch: int = 16,
         prior_rate: float = 5e-4,
@@ -71,7 +76,9 @@ class TrainSynthesis(ArrayStep, Randomizable):
         copies: int = 4,
         validation_share: float = 0.1,
         denoiser_channels: list[int] | None = None,
+        begin: float = 0.3,
         labeller_iterations: int = 0,
+        detail: float = 0.75,
         half: bool = False,
     ) -> None:
         self.conditions, self.half = conditions, half
@@ -91,6 +98,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
         self.settings: dict[str, Any] = {
             "route": route, "shift_voxels": shift_voxels, "copies": copies,
             "validation_share": validation_share, "labeller_iterations": labeller_iterations,
+            "detail": detail,
         }  # fmt: skip
         if route == "tokens":
             start = tokeniser_iterations // 4
@@ -103,7 +111,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
                 },
             }  # fmt: skip
             first |= {
-                "weights": LossWeights(adversarial=adversarial),
+                "weights": LossWeights(adversarial=adversarial, perceptual=perceptual or 0.0),
                 "adversarial_start": start, "adversarial_ramp": start,
             }  # fmt: skip
             self.stages: dict[str, Any] = {
@@ -116,9 +124,11 @@ class TrainSynthesis(ArrayStep, Randomizable):
                 "autoencoder": AutoencoderSettings.preset(preset),
                 "denoiser": {
                     "channels": levels, "groups": 8, "conditioning": "embedding",
-                    "attention": [False] * (len(levels) - 1) + [True],
+                    "attention": [False] * (len(levels) - 1) + [True], "begin": begin,
+                    "directions": DIRECTIONS if begin < 1 else 0,
                 },
             }  # fmt: skip
+            first["perceptual_weight"] = PERCEPTUAL if perceptual is None else perceptual
             self.stages = {
                 "autoencoder_training": (AutoencoderTraining, first),
                 "denoiser_training": (DenoiserTraining, second),
@@ -207,6 +217,9 @@ class TrainSynthesisd(DictStep, Randomizable):
     adversarial : float
         Weight of a discriminator that joins after a quarter of the training of a tokeniser;
         0 is none.
+    perceptual : float, optional
+        Weight of the distance of images as a network of features sees them, which is trained
+        first with the same volumes; by default 0.2 of an autoencoder, 0 of a tokeniser.
     prior_iterations, prior_batch, prior_rate
         The same of the prior or denoiser.
     width, layers, heads, dropout
@@ -225,16 +238,21 @@ class TrainSynthesisd(DictStep, Randomizable):
     denoiser_channels : list of int, optional
         Of the denoiser, from the grid of the latent down, multiples of 16; by default 64 and
         128. The last has attention.
+    begin : float
+        Share of the noise with which a denoiser begins to draw: below 1 it begins with a
+        Gaussian of the latents of the training, which knows what goes together far apart.
     labeller_iterations : int
         Of a segmenter, trained besides, that labels what is drawn; 0: labels are drawn with
         the image.
+    detail : float
+        Share of the fine detail that is put back into what is drawn.
     half : bool
         Weights in half precision: a file of half the size.
     allow_missing_keys : bool
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ()
     writes = ()
     files = ()
@@ -253,6 +271,7 @@ class TrainSynthesisd(DictStep, Randomizable):
         tokeniser_batch: int = 4,
         tokeniser_rate: float = 1e-3,
         adversarial: float = 0.0,
+        perceptual: float | None = None,
         prior_iterations: int = 3000,
         prior_batch: int = 16,
         prior_rate: float = 5e-4,
@@ -267,16 +286,18 @@ class TrainSynthesisd(DictStep, Randomizable):
         copies: int = 4,
         validation_share: float = 0.1,
         denoiser_channels: list[int] | None = None,
+        begin: float = 0.3,
         labeller_iterations: int = 0,
+        detail: float = 0.75,
         half: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.step = TrainSynthesis(
             conditions, route, preset, codes, tokeniser_iterations, tokeniser_batch, tokeniser_rate,
-            adversarial, prior_iterations, prior_batch, prior_rate, width, layers, heads, dropout,
-            attention, order, patience, shift_voxels, copies, validation_share,
-            denoiser_channels, labeller_iterations, half,
+            adversarial, perceptual, prior_iterations, prior_batch, prior_rate, width, layers,
+            heads, dropout, attention, order, patience, shift_voxels, copies, validation_share,
+            denoiser_channels, begin, labeller_iterations, detail, half,
         )  # fmt: skip
 
     def set_random_state(
