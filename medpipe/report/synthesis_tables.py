@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medpipe.report.outcome_tables import NONE, interval_text, p_text, short_interval
@@ -87,7 +87,7 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     planted = f"{caught} of {len(controls)} planted sets caught" if controls else "none was tested"
     privacy = as_dict(evaluation.get("privacy"))
     kid = as_dict(as_dict(evaluation.get("distribution")).get("kid"))
-    digits = _digits(kid)
+    digits = _floor_digits(kid)
     out = [
         _tile("Gates passed", f"{passed} of {len(gates)}", planted),
         _tile("Copies", str(privacy.get("verdict") or NONE),
@@ -107,11 +107,16 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     return out
 
 
-def _digits(row: Mapping[str, Any], least: int = 4) -> int:
-    """Return how many digits show the floor of a figure, and `least` of them."""
+def _digits(values: Iterable[Any], least: int) -> int:
+    """Return how many decimals show two digits of the largest value, and `least` of them."""
+    largest = max((abs(number(value) or 0.0) for value in values), default=0.0)
+    return max(least, min(9, 1 - math.floor(math.log10(largest)))) if largest > 0 else least
+
+
+def _floor_digits(row: Mapping[str, Any]) -> int:
+    """Return how many decimals show the floor of a figure."""
     floor = as_dict(row.get("floor"))
-    ends = [abs(number(floor.get(k)) or 0.0) for k in ("low", "high")]
-    return max(least, min(9, 1 - math.floor(math.log10(max(ends))))) if max(ends) > 0 else least
+    return _digits([floor.get("low"), floor.get("high")], 4)
 
 
 def _tile(name: str, value: str, below: str) -> dict[str, str]:
@@ -126,7 +131,7 @@ def distribution_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         row = as_dict(found.get(key))
         if not row:
             continue
-        shown = _digits(row) if key == "kid" else digits
+        shown = _floor_digits(row) if key == "kid" else digits
         made, real = (interval_text(as_dict(row.get(k)), shown) for k in ("figure", "floor"))
         method = str(as_dict(row.get("figure")).get("method") or "")
         out.append({"name": name, "means": means, "made": made, "real": real, "method": method})
@@ -162,11 +167,15 @@ def agreement_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return requested against measured conditions with their ceilings."""
     out = []
     for condition in as_dicts(evaluation.get("conditions")):
-        for key, row in as_dict(condition.get("rows")).items():
+        rows = as_dict(condition.get("rows"))
+        errors = [as_dict(as_dict(row).get("error")).get("value") for row in rows.values()]
+        decimals = _digits(errors, 1)
+        for key, row in rows.items():
             figures = {
                 k: interval_text(as_dict(as_dict(row).get(k)), digits)
                 for k, digits in (
-                    ("pearson", 2), ("spearman", 2), ("slope", 2), ("error", 1), ("bias", 1),
+                    ("pearson", 2), ("spearman", 2), ("slope", 2), ("error", decimals),
+                    ("bias", decimals),
                 )
             }  # fmt: skip
             out.append(

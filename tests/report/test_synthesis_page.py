@@ -100,6 +100,20 @@ def test_every_part_is_on_the_page(tmp_path):
     assert page.count("<svg") >= 3
 
 
+def test_errors_show_two_digits_whatever_the_unit():
+    evaluation = record()
+    own = {"error": figure(0.0916, 0.0794, 0.1213), "bias": figure(-0.0123, -0.0456, 0.0211)}
+    rows = evaluation["conditions"][0]["rows"]
+    rows["synthetic"] = rows["measurement"] = rows["synthetic"] | own
+    page = synthesis_page(evaluation)
+    assert "0.092" in page
+    assert "0.079 to 0.121" in page
+    assert "\N{MINUS SIGN}0.012" in page
+    rows["synthetic"] = rows["measurement"] | {"error": figure(91.6, 79.4, 121.3)}
+    assert "91.6" in synthesis_page(evaluation)
+    assert "91.60" not in synthesis_page(evaluation)
+
+
 def test_a_record_read_back_gives_the_same_page():
     assert synthesis_page(json.loads(json.dumps(record()))) == synthesis_page(record())
 
