@@ -482,7 +482,7 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         "autoencoder": AutoencoderSettings.preset("hippocampus"),
         "autoencoder_training": AutoencoderTraining(
             iterations=2600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
-            kl_weight=0.03, label_weight=0.7, seed=seed,
+            kl_weight=0.03, label_weight=0.7, perceptual_weight=0.2, seed=seed,
         ),
         "denoiser": HIPPOCAMPUS_DENOISER,
         "denoiser_training": DenoiserTraining(
@@ -492,6 +492,7 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         "shift_voxels": 1,
         "copies": 3,
         "labeller_iterations": 1000,
+        "detail": 0.65,
     }  # fmt: skip
 
 
