@@ -80,16 +80,18 @@ def recipe(seed: int) -> GeneratorTraining:
         ),
         autoencoder_training=AutoencoderTraining(
             iterations=1600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
-            label_weight=0.2, seed=seed,
+            label_weight=0.2, perceptual_weight=0.3, seed=seed,
         ),
         denoiser={
-            "channels": (96, 160), "attention": (False, True), "groups": 8, "patch_cells": 2,
+            "channels": (64, 128), "attention": (False, True), "groups": 8, "patch_cells": 2,
             "conditioning": "embedding", "condition_width": 32, "directions": 160, "begin": 0.3,
         },
         denoiser_training=DenoiserTraining(
-            iterations=2500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
+            iterations=1500, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
             ema_decay=0.99, seed=seed,
         ),
+        features={"widths": (8, 16, 32)},
+        feature_iterations=400,
         labeller={"widths": (8, 16, 32), "residual_units": 1},
         labeller_iterations=600,
         detail=0.25,

@@ -77,10 +77,12 @@ class GeneratorTraining:
     shift_voxels, copies : int
         What draws learns from each volume as it is and moved, so often in all; see
         `medpipe.synthesis.moved.MovedVolumes`. The shifts become conditions.
+    features : dict
+        ``widths`` of the network of features (see `FeatureNetwork`) by which the first network
+        compares images, if it does (``perceptual_weight`` of an autoencoder,
+        ``weights.perceptual`` of a tokeniser); it is trained with the same volumes.
     feature_iterations : int
-        Of a network of features, where the first network is to compare images by them
-        (``perceptual_weight`` of an autoencoder, ``weights.perceptual`` of a tokeniser). It is
-        trained with the same volumes.
+        Of the training of that network.
     labeller : dict
         Settings of `SegmenterSettings`; classes and image channels follow.
     labeller_iterations : int
@@ -107,6 +109,7 @@ class GeneratorTraining:
     denoiser_training: DenoiserTraining = field(default_factory=DenoiserTraining)
     shift_voxels: int = 0
     copies: int = 1
+    features: dict[str, Any] = field(default_factory=dict)
     feature_iterations: int = 600
     labeller: dict[str, Any] = field(default_factory=dict)
     labeller_iterations: int = 0
@@ -372,7 +375,7 @@ def _features(run: _Run, counts: float) -> PerceptualLoss | None:
     )  # fmt: skip
     network = train_features(
         run.sides()[0], label_classes=run.samples.label_classes, settings=loop,
-        **run.stage("features"),
+        **run.training.features, **run.stage("features"),
     )  # fmt: skip
     return PerceptualLoss(network)
 

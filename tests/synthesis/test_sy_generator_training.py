@@ -161,6 +161,7 @@ def test_who_is_held_out_trains_neither_autoencoder_nor_denoiser(folder):
         autoencoder_training=replace(
             LATENT.autoencoder_training, iterations=1, perceptual_weight=0.5
         ),
+        features={"widths": (4, 8)},
         feature_iterations=2,
         denoiser_training=replace(LATENT.denoiser_training, iterations=1, warmup=0),
         labeller_iterations=1,
