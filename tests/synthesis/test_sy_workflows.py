@@ -61,6 +61,34 @@ def test_a_training_leaves_a_model_curves_and_a_table(trained: Path) -> None:
     assert str(trained) not in (made / "case.json").read_text()
 
 
+def test_the_other_route_is_trained_and_drawn_from(trained: Path, medpipe_here: Medpipe) -> None:
+    how = TINY | {"route": "latents", "denoiser_channels": "[16, 32]", "labeller_iterations": 2}
+    how |= {"perceptual": 0.1, "detail": 0.4}
+    done = medpipe_here(
+        "run", "synthesis-train", "TRAIN", "LATENT", *changes("train_synthesis", **how),
+        folder=trained,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    file = case(trained, "LATENT") / "model.safetensors"
+    generator = Generator.read(file)
+    route: Any = generator.route
+    assert generator.detail is not None
+    assert generator.detail.share == 0.4
+    assert generator.labeller is not None
+    assert route.autoencoder.facts["perceptual_weight"] == 0.1
+    assert route.denoiser.settings.begin == 0.3
+    (trained / "place.json").write_text('{"place_voxels": 6}')
+    done = medpipe_here(
+        "run", "synthesize-brain", "place.json", "FROM_LATENT", "--set", f"sample.model={file}",
+        folder=trained,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = case(trained, "FROM_LATENT")
+    image, labels = (nib.load(made / f"{name}.nii.gz") for name in ("volume", "labels"))
+    assert image.shape == labels.shape == SIZE
+    assert np.allclose(image.affine, AFFINE)
+
+
 def test_each_case_of_a_manifest_is_a_volume_of_its_own(
     trained: Path, medpipe_here: Medpipe
 ) -> None:

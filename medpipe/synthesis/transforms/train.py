@@ -36,6 +36,8 @@ VALIDATIONS = 30
 """Validations in a training that is not stopped early."""
 PERCEPTUAL = 0.2
 """Weight of features in the training of an autoencoder."""
+FEATURE_ITERATIONS = 600
+"""Of the network of features, or as many as the first network has, where these are fewer."""
 DIRECTIONS = 160
 """Principal directions of latents that are kept at most."""
 
@@ -99,6 +101,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
             "route": route, "shift_voxels": shift_voxels, "copies": copies,
             "validation_share": validation_share, "labeller_iterations": labeller_iterations,
             "detail": detail,
+            "feature_iterations": min(FEATURE_ITERATIONS, tokeniser_iterations),
         }  # fmt: skip
         if route == "tokens":
             start = tokeniser_iterations // 4
