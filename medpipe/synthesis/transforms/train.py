@@ -80,7 +80,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
         denoiser_channels: list[int] | None = None,
         begin: float = 0.3,
         labeller_iterations: int = 0,
-        detail: float = 0.75,
+        detail: float = 0.5,
         half: bool = False,
     ) -> None:
         self.conditions, self.half = conditions, half
@@ -291,7 +291,7 @@ class TrainSynthesisd(DictStep, Randomizable):
         denoiser_channels: list[int] | None = None,
         begin: float = 0.3,
         labeller_iterations: int = 0,
-        detail: float = 0.75,
+        detail: float = 0.5,
         half: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
