@@ -1,6 +1,7 @@
 """CPU seconds and memory of drawing the codes of a volume, beside MONAI's sampler.
 
     python benchmarks/synthesis_sampling.py [--tokens 64 256 512 1400 11200] [--repeats 3]
+    python benchmarks/synthesis_sampling.py --plot
 
 One volume at a time, on one thread, every measurement in a process of its own after a first
 run at 64 tokens; memory is how far the peak rises above that. The rows ``MONAI`` and
@@ -10,7 +11,8 @@ cross-attention to 4 tokens and 2048 codes, random weights. MONAI's
 row; it has no cache, and is left out above ``--peer-limit`` tokens, where its time follows
 from the growth between the two largest sizes (``expected_cpu_s``). The other rows are priors
 of the same size as medpipe trains them, with four conditions. ``growth`` is the exponent of
-the time from one size to the next.
+the time from one size to the next. results/synthesis_sampling.svg shows it; ``--plot`` draws
+this again from the results that are there.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from common import spread, versions, write_results
+from common import RESULTS, spread, versions, write_results
 
 GRIDS = {64: (4, 4, 4), 256: (4, 8, 8), 512: (8, 8, 8), 1400: (10, 14, 10), 11200: (20, 28, 20)}
 CODES, WIDTH, LAYERS, HEADS, CONTEXT = 2048, 256, 6, 8, 4
@@ -166,6 +169,36 @@ def with_growth(rows: list[dict[str, Any]], tokens: list[int]) -> list[dict[str,
     return found
 
 
+def plot(rows: list[dict[str, Any]]) -> Path:
+    """Draw CPU seconds against tokens; what follows from growth alone is hollow."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "medpipe", "svg.fonttype": "none"})
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    for n, method in enumerate(METHODS):
+        mine = [row for row in rows if row["method"] == method]
+        run = [(row["tokens"], row["cpu_s"]["median"]) for row in mine if "cpu_s" in row]
+        (line,) = ax.plot(*zip(*run, strict=True), "os^Dv"[n] + "-", label=method, markersize=5)
+        more = [(row["tokens"], row["expected_cpu_s"]) for row in mine if "expected_cpu_s" in row]
+        if more:
+            how = {"color": line.get_color(), "markersize": 5, "markerfacecolor": "none"}
+            ax.plot(*zip(run[-1], *more, strict=True), "os^Dv"[n] + ":", **how)
+    ax.set(
+        xscale="log", yscale="log", xlabel="tokens of a volume", ylabel="CPU s on one thread",
+        title="Drawing the tokens of one volume; hollow: extrapolated",
+    )  # fmt: skip
+    ax.set_xticks(list(GRIDS), map(str, GRIDS))
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    path = RESULTS / "synthesis_sampling.svg"
+    fig.savefig(path, metadata={"Date": None})
+    return path
+
+
 def main() -> None:
     """Measure and write results/synthesis_sampling.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -173,10 +206,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peer-repeats", type=int, default=1, help="above 512 tokens")
     parser.add_argument("--peer-limit", type=int, default=1400)
+    parser.add_argument("--plot", action="store_true", help="only draw the curves again")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one[0], int(args.one[1]))))
+        return
+    if args.plot:
+        known = json.loads((RESULTS / "synthesis_sampling.json").read_text())
+        print(plot(known["rows"]))
         return
     runs: dict[tuple[str, int], list[dict[str, float]]] = {}
     for tokens in sorted(args.tokens):
@@ -194,7 +232,7 @@ def main() -> None:
                     f"{one['memory_mb']:6.0f} MB",
                     flush=True,
                 )
-    rows = [
+    measured = [
         {
             "method": method,
             "tokens": tokens,
@@ -203,13 +241,15 @@ def main() -> None:
         }
         for (method, tokens), each in runs.items()
     ]
+    rows = with_growth(measured, sorted(args.tokens))
+    print(plot(rows))
     print(
         write_results(
             "synthesis_sampling",
             {
                 "versions": versions("medpipe", "monai", "torch"),
                 "largest_difference_of_logits": difference(),
-                "rows": with_growth(rows, sorted(args.tokens)),
+                "rows": rows,
             },
         )
     )
