@@ -495,7 +495,6 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         "shift_voxels": 1,
         "copies": 3,
         "labeller_iterations": 1000,
-        "detail": 0.35,
     }  # fmt: skip
 
 
