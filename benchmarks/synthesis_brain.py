@@ -1,6 +1,7 @@
 """The packaged generator of brains: made from nothing, judged, and put into the package.
 
-    python benchmarks/synthesis_brain.py WORK [--stage population|train|draw|all] [--pin]
+    python benchmarks/synthesis_brain.py WORK [--stage population|train|draw|evaluate]
+        [--alignment rigid|shift] [--pin]
 
 Heads are drawn (`medpipe data brain-population`, 64 x 64 x 64 voxels of 3 mm), four subjects
 of each. Four fifths of the heads train a generator that is told age, sex, and the volumes of
@@ -227,7 +228,9 @@ class Run(Work):
                 real, held, made, {name: [row[f"{name}_ml"] for row in asked] for name in REGIONS},
                 segmenter=segmenter, reconstruction=kept, cost=cost, controls=True, simulated=True,
                 measures={name: Measured(region=name, unit="ml") for name in REGIONS},
-                settings=EvaluationSettings(REGIONS, (3.0, 3.0, 3.0), "rigid", seed=self.how.seed),
+                settings=EvaluationSettings(
+                    REGIONS, (3.0, 3.0, 3.0), self.how.alignment, seed=self.how.seed
+                ),
                 study={"title": "Simulated brains", "what": "generator, drawn heads"},
                 progress=lambda what: print(f"  {what}", flush=True),
             )  # fmt: skip
@@ -255,6 +258,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument(
         "--stage", choices=["population", "train", "draw", "evaluate"], default="evaluate"
+    )
+    parser.add_argument(
+        "--alignment", choices=["rigid", "shift"], default="rigid", help="before t maps"
     )
     parser.add_argument("--subjects", type=int, default=320)
     parser.add_argument("--heads", type=int, default=80)
@@ -290,6 +296,7 @@ def figures(run: Run) -> dict[str, Any]:
         },
         "drawn": len(made),
         "corrections": run.how.corrections,
+        "alignment": run.how.alignment,
         "weights": sum(v.numel() for n in route.networks for v in n.parameters()),
         "file_bytes": run.generator().stat().st_size,
         "autoencoder": measure_autoencoder(route.autoencoder, samples),
