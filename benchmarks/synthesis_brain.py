@@ -268,7 +268,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes, of the population")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--corrections", type=int, default=4, help="see DrawSettings")
+    parser.add_argument("--corrections", type=int, default=6, help="see DrawSettings")
     parser.add_argument("--pin", action="store_true", help="package the generator")
     return parser.parse_args()
 

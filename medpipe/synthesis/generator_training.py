@@ -204,9 +204,10 @@ def train_generator(
     }
     affine = np.array(samples.volumes.affine, np.float64)
     rebuilt = _Rebuilt(run.sides()[0], route), _Rebuilt(run.sides()[1], route)
-    detail, reading = _detail(rebuilt, training.detail), _reading(samples, route)
+    detail = _detail(rebuilt, training.detail)
     labels = training.labeller_iterations and route.label_classes
     labeller = _labeller(run, rebuilt, detail) if labels else None
+    reading = _reading(samples, route, labeller)
     return Generator(route, affine, shape, facts, detail, reading, labeller)
 
 
@@ -237,8 +238,11 @@ def _detail(rebuilt: tuple[_Rebuilt, _Rebuilt], share: float) -> FineDetail:
     return FineDetail.fit(torch.stack(left), share)
 
 
-def _reading(samples: TrainingSet, route: TokenRoute | LatentRoute) -> LabelReading | None:
-    """Return what reads conditions from labels, where there are both."""
+def _reading(
+    samples: TrainingSet, route: TokenRoute | LatentRoute, labeller: SegmenterModel | None
+) -> LabelReading | None:
+    """Return what reads conditions from labels, where there are both: those that a labeller,
+    if there is one, gives to real images, as it will be read of drawn ones."""
     if not route.label_classes:
         return None
     pairs = (samples.volumes[n] for n in range(len(samples.volumes)))
@@ -246,7 +250,10 @@ def _reading(samples: TrainingSet, route: TokenRoute | LatentRoute) -> LabelRead
         {name: column[n] for name, column in samples.table.items()}
         for n in range(len(samples.volumes))
     ]
-    labels = (torch.as_tensor(known) for _, known in pairs)
+    if labeller is None:
+        labels = (torch.as_tensor(known) for _, known in pairs)
+    else:
+        labels = (labeller.labels(torch.as_tensor(image)[None]) for image, _ in pairs)
     return LabelReading.fit(labels, rows, route.conditions, route.label_classes)
 
 
@@ -495,6 +502,7 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         "shift_voxels": 1,
         "copies": 3,
         "labeller_iterations": 1000,
+        "detail": 0.6,
     }  # fmt: skip
 
 

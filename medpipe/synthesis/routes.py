@@ -23,7 +23,7 @@ from medpipe.types import Json
 
 __all__ = ["DrawSettings", "LatentRoute", "TokenRoute", "route_from"]
 
-CORRECTIONS = 4
+CORRECTIONS = 6
 """Of latents by default: each leaves about a fifth of what was lacking."""
 
 

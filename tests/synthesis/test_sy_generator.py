@@ -221,7 +221,7 @@ def test_corrections_bring_what_was_asked_for(monkeypatch):
         return np.abs(np.array(found) - asked)
 
     assert error(corrections=0).mean() > 0.4
-    assert np.array_equal(error(), error(corrections=4))
+    assert np.array_equal(error(), error(corrections=6))
     assert error(corrections=2).mean() < 0.5 * error(corrections=0).mean()
     assert error(corrections=6).max() < 0.1
     assert error(corrections=6, candidates=2, batch=3).max() < 0.1
