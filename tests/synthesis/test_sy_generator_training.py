@@ -20,6 +20,7 @@ from medpipe.synthesis.denoiser_training import DenoiserTraining
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.generator import Generator
 from medpipe.synthesis.generator_training import GeneratorTraining, train_generator
+from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.prior_training import PriorTraining
 from medpipe.synthesis.segmenter import train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings, join_labels
@@ -202,6 +203,18 @@ def test_a_labeller_is_trained_with_images_as_they_are_drawn_too(folder, monkeyp
                 grain = 0.3 * made.detail.draw(3 * place + version) if version else 0.0
                 wanted = (rebuilt + grain).clamp(0, 1) if version else image
                 assert torch.allclose(torch.as_tensor(seen).float(), wanted.float(), atol=2e-3)
+    # conditions are read from what it labels, so from what it labels in real images
+    pairs = [samples.volumes[n] for n in range(8)]
+    rows = [{"place_voxels": value} for value in samples.table["place_voxels"]]
+    seen, true = (
+        LabelReading.fit(labels, rows, made.conditions, 2).weights
+        for labels in (
+            [made.labeller.labels(torch.as_tensor(image)[None]) for image, _ in pairs],
+            [torch.as_tensor(known) for _, known in pairs],
+        )
+    )
+    assert np.array_equal(made.reading.weights, seen)
+    assert not np.allclose(seen, true)
 
 
 def test_balls_are_drawn_where_they_are_asked_for(tmp_path):
@@ -316,7 +329,7 @@ def test_a_preset_gives_both_trainings_its_seed():
 
 
 def test_what_cannot_be_is_said_before_anything_is_trained(folder, tmp_path):
-    with pytest.raises(UsageError, match="copies of 1 or more"):
+    with pytest.raises(UsageError, match="copies and feature_iterations of 1 or more"):
         replace(SHORT, copies=0)
     with pytest.raises(UsageError, match="unknown route; expected tokens or latents, got codes"):
         replace(SHORT, route="codes")
