@@ -241,20 +241,26 @@ def _detail(rebuilt: tuple[_Rebuilt, _Rebuilt], share: float) -> FineDetail:
 def _reading(
     samples: TrainingSet, route: TokenRoute | LatentRoute, labeller: SegmenterModel | None
 ) -> LabelReading | None:
-    """Return what reads conditions from labels, where there are both: those that a labeller,
-    if there is one, gives to real images, as it will be read of drawn ones."""
+    """Return what reads conditions from labels, where there are both; those of a labeller that
+    sees regions larger or smaller than they are, on average of real images, count as less or
+    more."""
     if not route.label_classes:
         return None
-    pairs = (samples.volumes[n] for n in range(len(samples.volumes)))
+    volumes, classes = samples.volumes, route.label_classes
     rows = [
         {name: column[n] for name, column in samples.table.items()}
         for n in range(len(samples.volumes))
     ]
-    if labeller is None:
-        labels = (torch.as_tensor(known) for _, known in pairs)
-    else:
-        labels = (labeller.labels(torch.as_tensor(image)[None]) for image, _ in pairs)
-    return LabelReading.fit(labels, rows, route.conditions, route.label_classes)
+    known = (torch.as_tensor(volumes[n][1]) for n in range(len(volumes)))
+    reading = LabelReading.fit(known, rows, route.conditions, classes)
+    if reading is None or labeller is None:
+        return reading
+    pairs = (volumes[n] for n in range(len(volumes)))
+    both = (
+        (labeller.labels(torch.as_tensor(image)[None]), torch.as_tensor(labels))
+        for image, labels in pairs
+    )
+    return reading.of_labeller(both)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,20 @@ class LabelReading:
         if not kept:
             return None
         return cls(tuple(kept), np.stack(columns, 1), np.array(errors), np.array(spreads))
+
+    def of_labeller(self, both: Iterable[tuple[Tensor, Tensor]]) -> LabelReading:
+        """Return what reads the labels of a labeller: sizes are divided by its bias.
+
+        Parameters
+        ----------
+        both : pairs of integer Tensors (1, I, J, K)
+            What it labels in real images, and their true labels. A region that it does not
+            see at all is read as it is.
+        """
+        classes = len(self.weights)
+        seen, true = np.sum([[_sizes(labels, classes) for labels in pair] for pair in both], axis=0)
+        factors = np.where((seen > 0) & (true > 0), true / np.maximum(seen, 1), 1.0)
+        return replace(self, weights=self.weights * np.append(1.0, factors)[:, None])
 
     def read(self, labels: Tensor) -> dict[str, float]:
         """Return the conditions that a label map (1, I, J, K) shows."""
