@@ -55,6 +55,26 @@ def test_volumes_are_read_exactly_and_what_labels_do_not_show_is_not():
     assert errors["luck"] > 0.9 * spread["luck"]
 
 
+def test_a_labeller_that_sees_too_much_is_read_as_if_it_did_not():
+    labels, rows = cases()
+    reading = fitted(rows, labels)
+
+    def larger(known: torch.Tensor) -> torch.Tensor:
+        """Half as much of the second region again, and the first as it is."""
+        flat = known.flatten().clone()
+        first, second = int((flat == 1).sum()), int((flat == 2).sum())
+        flat[first : first + second + second // 2] = 2
+        return flat.reshape(known.shape)
+
+    own = reading.of_labeller([(larger(known), known) for known in labels])
+    assert own.read(larger(labels[0])) == pytest.approx(reading.read(labels[0]), rel=0.02)
+    assert own.read(larger(labels[0]))["both_ml"] != pytest.approx(
+        reading.read(larger(labels[0]))["both_ml"], rel=0.05
+    )
+    blind = reading.of_labeller([(torch.zeros_like(known), known) for known in labels])
+    assert blind.read(labels[0]) == reading.read(labels[0])
+
+
 def test_the_nearest_is_the_one_that_was_asked_for():
     labels, rows = cases()
     reading = fitted(rows, labels)
