@@ -214,7 +214,7 @@ class Generator:
         return image, labels
 
     def _nearest(self, parts: Iterator[_Parts], row: Mapping[str, Any]) -> _Parts:
-        """Return the candidate whose labels are nearest to what is asked; the first of one."""
+        """Return the one whose labels are nearest to what is asked; the first of one."""
         reading = self.reading
         if reading is None:  # there is but one
             return next(parts)
@@ -227,11 +227,13 @@ class Generator:
         """Return image and labels of a latent, moved until they have what is asked.
 
         Each time the conditions that labels show are read, and the latent goes the way that
-        patients differ by what is lacking: the slopes of the regression on conditions.
+        patients differ by what is lacking: the slopes of the regression on conditions. Of all
+        that were made the one with the least lacking is kept: some latents go astray.
         """
         slopes, reading = cast(Tensor, route.slopes), cast(LabelReading, self.reading)
         columns = self.conditions.first_columns
         parts = self._finished(route.decoded(latent, self.shape), seed, settings)
+        tried = [parts]
         for _ in range(settings.corrections or 0):
             lacking = reading.lacking(cast(Tensor, parts[1]), row)
             if not lacking:  # nothing was asked that labels show
@@ -241,7 +243,8 @@ class Generator:
                 change = CORRECTED * lack / math.sqrt(3)
                 latent = latent + change * slopes[columns[name]]
             parts = self._finished(route.decoded(latent, self.shape), seed, settings)
-        return parts
+            tried.append(parts)
+        return self._nearest(iter(tried), row)
 
     def detailed(self, image: Tensor, seed: int, share: float | None = None) -> Tensor:
         """Return an image (C, I, J, K) with a share of the detail that networks leave out."""
