@@ -225,6 +225,9 @@ def test_corrections_bring_what_was_asked_for(monkeypatch):
     assert error(corrections=2).mean() < 0.5 * error(corrections=0).mean()
     assert error(corrections=6).max() < 0.1
     assert error(corrections=6, candidates=2, batch=3).max() < 0.1
+    maker.slopes.fill_(-1.6)  # astray: the first is the best
+    assert np.array_equal(error(corrections=3), error(corrections=0))
+    maker.slopes.fill_(1.6)
     vague = replace(generator, reading=replace(reading, errors=np.array([0.6 * spread])))
     drawn, corrected = (vague.sample([{"size_ml": 7}], [1], steps=2, corrections=n) for n in (0, 3))
     assert same(drawn[0], corrected[0])  # what labels do not show is not corrected
