@@ -70,7 +70,7 @@ MODELS: dict[str, PackagedModel] = {
     ),
     "synthesis-hippocampus": PackagedModel(
         "synthesis-hippocampus.safetensors",
-        "acd247e35456884e13a5f6506374b8d9a176869781cd336159a12f9f284fa3e3",
+        "c3dc3bbde23fb8a099b0deb101dce290fbf6c853c7b84d209b64d6388b60e00e",
         "synthesis",
     ),
 }
