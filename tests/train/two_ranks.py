@@ -79,7 +79,9 @@ def run_as(rank: int, meeting: Path) -> dict[str, dict[str, Any]]:
     )  # fmt: skip
     try:
         assert idist.get_world_size() == 2
-        return {work.__name__: work() for work in ALL}
+        made = {work.__name__: work() for work in ALL}
+        idist.barrier()  # nobody leaves while the other still talks to it
+        return made
     finally:
         idist.finalize()
 
@@ -99,3 +101,4 @@ def shared(folder: Path) -> dict[str, dict[str, Any]]:
 
 if __name__ == "__main__":
     run_as(1, Path(sys.argv[1]))
+    os._exit(0)  # threads of gloo may outlive the interpreter, which then aborts
