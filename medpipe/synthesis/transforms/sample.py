@@ -207,7 +207,7 @@ class SampleVolumed(DictStep, Randomizable):
         Skip keys that are absent.
     """
 
-    version = "3"
+    version = "4"
     reads = ()
     writes = ("labels_out",)
     files = ("model",)
