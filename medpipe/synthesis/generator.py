@@ -186,7 +186,7 @@ class Generator:
         if isinstance(route, LatentRoute) and settings.corrections:
             asked = (row for row in rows for _ in every)
             found = zip(route.latents(*how), asked, seeded, strict=True)
-            made = (self._corrected(route, *each, settings) for each in found)
+            made = (self._nearest(self._tries(route, *each, settings), each[1]) for each in found)
         else:
             drawn = zip(route.draw(*how), seeded, strict=True)
             made = (self._finished(*each, settings) for each in drawn)
@@ -220,20 +220,20 @@ class Generator:
             return next(parts)
         return min(parts, key=lambda part: reading.distance(cast(Tensor, part[1]), row))
 
-    def _corrected(
+    def _tries(
         self, route: LatentRoute, latent: Tensor, row: Mapping[str, Any], seed: int,
         settings: DrawSettings,
-    ) -> _Parts:  # fmt: skip
-        """Return image and labels of a latent, moved until they have what is asked.
+    ) -> Iterator[_Parts]:  # fmt: skip
+        """Yield image and labels of a latent, as drawn and moved towards what is asked.
 
         Each time the conditions that labels show are read, and the latent goes the way that
-        patients differ by what is lacking: the slopes of the regression on conditions. Of all
-        that were made the one with the least lacking is kept: some latents go astray.
+        patients differ by what is lacking: the slopes of the regression on conditions. Some
+        latents go astray: the last try need not be the best.
         """
         slopes, reading = cast(Tensor, route.slopes), cast(LabelReading, self.reading)
         columns = self.conditions.first_columns
         parts = self._finished(route.decoded(latent, self.shape), seed, settings)
-        tried = [parts]
+        yield parts
         for _ in range(settings.corrections or 0):
             lacking = reading.lacking(cast(Tensor, parts[1]), row)
             if not lacking:  # nothing was asked that labels show
@@ -243,8 +243,7 @@ class Generator:
                 change = CORRECTED * lack / math.sqrt(3)
                 latent = latent + change * slopes[columns[name]]
             parts = self._finished(route.decoded(latent, self.shape), seed, settings)
-            tried.append(parts)
-        return self._nearest(iter(tried), row)
+            yield parts
 
     def detailed(self, image: Tensor, seed: int, share: float | None = None) -> Tensor:
         """Return an image (C, I, J, K) with a share of the detail that networks leave out."""
