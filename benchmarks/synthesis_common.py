@@ -98,7 +98,7 @@ def row_of(evaluation: Mapping[str, Any], own: Mapping[str, Agreement]) -> dict[
         | {"wasserstein": _both(row["wasserstein"]), "p_bonferroni": row["p_bonferroni"]}
         for row in evaluation["volumes"]["rows"]
     }
-    names = ("kid", "frechet", "ms_ssim", "recall", "coverage")
+    names = ("kid", "frechet", "ms_ssim", "nearest_other", "recall", "coverage")
     return {
         "n": evaluation["n"],
         "distribution": {name: _both(found[name]) for name in names if name in found},

@@ -28,6 +28,7 @@ DISTRIBUTION = (
     ("kid", "KID", "0 if both sets are alike; may be negative", 4),
     ("frechet", "Fréchet distance (FID)", "read against its floor alone", 3),
     ("ms_ssim", "MS-SSIM of pairs", "above the real pairs: lost diversity", 3),
+    ("nearest_other", "distance to the nearest other", "far below real cases: repeats itself", 3),
     ("precision", "precision", "share of synthetic cases among real ones", 2),
     ("recall", "recall", "share of real cases among synthetic ones", 2),
     ("density", "density", "how crowded with real cases their places are", 2),

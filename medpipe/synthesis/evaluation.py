@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from medpipe.errors import InputError
+from medpipe.stats.interval import Interval
 from medpipe.synthesis.evaluation_conditions import check_conditions, conditions_of
 from medpipe.synthesis.evaluation_controls import gates_of, plant_controls, void_gates
 from medpipe.synthesis.evaluation_parts import (
@@ -35,6 +36,9 @@ from medpipe.synthesis.evaluation_sets import (
     SynthesisSet,
     UtilityPlan,
 )
+from medpipe.synthesis.metrics._figures import Floats
+from medpipe.synthesis.metrics.privacy import Privacy
+from medpipe.synthesis.metrics.repeats import repeats_of_distances
 from medpipe.synthesis.segmenter import SegmenterModel
 from medpipe.synthesis.segmenter_measures import measure_segmenter
 
@@ -148,18 +152,23 @@ def evaluate_synthesis(
     aligned = align_sets(real_train.images, real_test.images, synthetic.images, s)
     tell("t maps and distances")
     out["t_map"] = _t_maps(real_test, synthetic, aligned, s)
-    out |= _privacy(aligned, s, likelihoods)
+    found, area, distances = privacy_of(aligned, s)
+    within = (distances["within_synthetic"], distances["within_train"])
+    out["distribution"]["nearest_other"] = repeats_of_distances(*within, **s.resampled()).to_dict()
+    out["privacy"] = _privacy(found, area, distances, s, likelihoods)
+    out["pictures"] = pair_pictures(aligned, distances["to_train"], s.shown)
     out["utility"] = (
         utility_of(utility, real_train, real_test, synthetic, s, tell) if utility else None
     )
     out["cost"] = dict(cost or {})
     out["controls"] = []
-    out["gates"] = gates_of(out)
+    out["gates"] = gates_of(out, s.limit)
     if controls:
         tell("planted controls")
         out["controls"] = plant_controls(
-            real_train, real_test, synthetic, aligned, out["conditions"], s
-        )
+            real_train, real_test, synthetic, aligned, distances["within_train"],
+            out["conditions"], s,
+        )  # fmt: skip
         void_gates(out["gates"], out["controls"])
     return out
 
@@ -192,10 +201,9 @@ def _t_maps(
 
 
 def _privacy(
-    aligned: Aligned, s: EvaluationSettings,
+    found: Privacy, area: Interval, distances: Mapping[str, Floats], s: EvaluationSettings,
     likelihoods: Mapping[str, tuple[ArrayLike, ArrayLike]] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    found, area, distances = privacy_of(aligned, s)
     # which case was copied is for the owner of the data: the record tells how many
     record = found.to_dict()
     record["copied"] = len(found.copied)
@@ -205,14 +213,11 @@ def _privacy(
         "held_out_to_train": spread(distances["held_out_to_train"].min(axis=1)),
     }
     return {
-        "privacy": {
-            **record,
-            "space": "intensities after re-alignment, root mean square",
-            "membership": area.to_dict(),
-            "likelihoods": likelihood_gaps(likelihoods or {}, s.level),
-            "nearest": nearest,
-        },
-        "pictures": pair_pictures(aligned, distances["to_train"], s.shown),
+        **record,
+        "space": "intensities after re-alignment, root mean square",
+        "membership": area.to_dict(),
+        "likelihoods": likelihood_gaps(likelihoods or {}, s.level),
+        "nearest": nearest,
     }
 
 

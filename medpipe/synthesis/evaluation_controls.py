@@ -16,8 +16,11 @@ from torch.nn import functional
 from medpipe.errors import StepError
 from medpipe.synthesis.evaluation_parts import Aligned, anatomy, privacy_of
 from medpipe.synthesis.evaluation_sets import EvaluationSettings, SynthesisSet
+from medpipe.synthesis.metrics._figures import Floats
 from medpipe.synthesis.metrics.agreement import condition_agreement
+from medpipe.synthesis.metrics.distances import rms_distances
 from medpipe.synthesis.metrics.ms_ssim import ms_ssim_pairs
+from medpipe.synthesis.metrics.repeats import repeats_of_distances
 from medpipe.synthesis.metrics.t_maps import realign
 
 __all__ = ["gates_of", "plant_controls", "require_controls", "void_gates"]
@@ -33,8 +36,10 @@ CHANCE = 0.05
 
 RULES = {
     "copies": "fails if the privacy verdict is copies; undecided is no pass",
-    "diversity": "fails if pairs of synthetic volumes are more alike than pairs of real ones: "
-    "the interval of their similarity is above that of the real pairs",
+    "diversity": "fails if pairs of synthetic volumes are more alike than pairs of real ones "
+    "(the interval of their similarity is above that of the real pairs), or if they repeat each "
+    "other: the nearest other case is so near that the interval of its distance over that of "
+    "real cases is below the limit of copies",
     "conditions": "fails if the interval of the correlation of requested and measured values "
     "of any condition reaches 0",
     "place": f"fails if, without re-alignment, more than {TIMES:g} times the floor of real "
@@ -45,15 +50,23 @@ RULES = {
 """What each gate stops."""
 
 
-def gates_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def gates_of(evaluation: Mapping[str, Any], limit: float) -> list[dict[str, Any]]:
     """Return the gates of an evaluation: name, rule, what was found, and whether it passed.
 
     ``passed`` is None where the figures do not decide.
+
+    Parameters
+    ----------
+    evaluation : mapping
+    limit : float
+        Cases of a set that lie nearer to each other than this share of real distances are
+        repeats, as those that lie so near to training cases are copies.
     """
     verdict = evaluation["privacy"]["verdict"]
     passed = {"copies": False, "no copies found": True}.get(verdict)
     found = [("copies", passed, verdict)]
-    found.append(("diversity", *_diverse(evaluation["distribution"]["ms_ssim"])))
+    pairs, nearest = (evaluation["distribution"][k] for k in ("ms_ssim", "nearest_other"))
+    found.append(("diversity", *_diverse(pairs, nearest, limit)))
     if evaluation["conditions"]:
         rows = {c["name"]: c["rows"]["synthetic"]["pearson"] for c in evaluation["conditions"]}
         found.append(("conditions", *_followed(rows)))
@@ -65,12 +78,20 @@ def gates_of(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _diverse(found: Mapping[str, Any]) -> tuple[bool | None, str]:
-    made, real = found["figure"], found["floor"]
-    said = f"similarity of synthetic pairs {made['value']:.3f}, of real pairs {real['value']:.3f}"
-    if made["low"] is None or real["high"] is None:
-        return None, said
-    return not made["low"] > real["high"], said
+def _diverse(
+    pairs: Mapping[str, Any], nearest: Mapping[str, Any], limit: float
+) -> tuple[bool | None, str]:
+    made, real, ratio = pairs["figure"], pairs["floor"], nearest["ratio"]
+    said = (
+        f"similarity of synthetic pairs {made['value']:.3f}, of real pairs {real['value']:.3f}; "
+        f"distance to the nearest other {nearest['figure']['value']:.3g}, of real cases "
+        f"{nearest['floor']['value']:.3g}"
+    )
+    alike = None if None in (made["low"], real["high"]) else made["low"] > real["high"]
+    repeated = None if ratio["high"] is None else ratio["high"] < limit
+    if alike or repeated:
+        return False, said
+    return (None if None in (alike, repeated) else True), said
 
 
 def _followed(rows: Mapping[str, Mapping[str, Any]]) -> tuple[bool | None, str]:
@@ -95,9 +116,20 @@ def _alike(found: Mapping[str, Any]) -> tuple[bool | None, str]:
 
 def plant_controls(
     train: SynthesisSet, test: SynthesisSet, made: SynthesisSet, aligned: Aligned,
-    conditions: list[dict[str, Any]], settings: EvaluationSettings,
+    within_train: Floats, conditions: list[dict[str, Any]], settings: EvaluationSettings,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measure four sets that must fail: a copier, a collapsed, a shuffled and a shifted one.
+
+    Parameters
+    ----------
+    train, test, made : SynthesisSet
+    aligned : Aligned
+        The same.
+    within_train : array (T, T)
+        Distances between the aligned training cases.
+    conditions : list of dict
+        Those of the evaluation.
+    settings : EvaluationSettings
 
     Returns
     -------
@@ -105,7 +137,10 @@ def plant_controls(
         ``name``, ``gate``, ``what`` it is, ``caught``, and what was ``found``.
     """
     rng = np.random.default_rng(settings.seed + 1)
-    out = [_copier(aligned, settings), _collapsed(test, made, settings)]
+    out = [
+        _copier(aligned, settings),
+        _collapsed(test, made, aligned, within_train, settings),
+    ]
     if conditions:
         out.append(_shuffled(conditions, settings, rng))
     out.append(_shifted(train, test, settings))
@@ -133,15 +168,22 @@ def _copier(aligned: Aligned, settings: EvaluationSettings) -> dict[str, Any]:
 
 
 def _collapsed(
-    test: SynthesisSet, made: SynthesisSet, settings: EvaluationSettings
-) -> dict[str, Any]:
-    n = max(len(made), 4)
-    modes = made.images[[i % min(MODES, len(made)) for i in range(n)]]
-    planted = _noisy(modes, MODE_NOISE, settings.seed + 2)
-    found = ms_ssim_pairs(
+    test: SynthesisSet, made: SynthesisSet, aligned: Aligned, within_train: Floats,
+    settings: EvaluationSettings,
+) -> dict[str, Any]:  # fmt: skip
+    repeated = [i % min(MODES, len(made)) for i in range(max(len(made), 4))]
+    planted, moved = (
+        _noisy(images[repeated], MODE_NOISE, settings.seed + 2)
+        for images in (made.images, aligned.made)
+    )
+    pairs = ms_ssim_pairs(
         test.images, planted, pairs=settings.pairs, seed=settings.seed, level=settings.level
     )
-    passed, said = _diverse(found.to_dict())
+    inside = aligned.kept(moved)
+    nearest = repeats_of_distances(
+        rms_distances(inside, inside), within_train, **settings.resampled()
+    )
+    passed, said = _diverse(pairs.to_dict(), nearest.to_dict(), settings.limit)
     what = f"{MODES} synthetic cases, repeated"
     return _row("collapsed", "diversity", what, passed is False, said)
 

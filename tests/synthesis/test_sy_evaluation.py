@@ -117,7 +117,8 @@ def test_the_record_is_json_and_names_its_features(honest):
 
 
 def test_every_figure_of_the_distribution_has_its_floor(honest):
-    for name in ("kid", "frechet", "ms_ssim", "precision", "recall", "density", "coverage"):
+    for name in ("kid", "frechet", "ms_ssim", "nearest_other", "precision", "recall", "density",
+                 "coverage"):  # fmt: skip
         found = honest["distribution"][name]
         assert found["figure"]["value"] is not None, name
         assert found["floor"]["low"] <= found["floor"]["high"], name
@@ -198,6 +199,19 @@ def test_conditions_that_are_no_regions_have_their_own_measurement(honest):
     )
 
 
+def test_two_unlike_cases_repeated_are_no_diversity():
+    # one bright and full, one all but empty: pairs are less alike than real ones
+    made = egg_set(30, 2).images
+    unlike = torch.stack([1 - made[0], made[1]])
+    noise = torch.randn((30, *made.shape[1:]), generator=torch.manual_seed(0))
+    found = evaluated(SynthesisSet((unlike.repeat(15, 1, 1, 1) + 0.002 * noise).clamp(0, 1)))
+    alike = found["distribution"]["ms_ssim"]
+    assert alike["figure"]["high"] < alike["floor"]["low"]
+    gates = {g["name"]: g for g in found["gates"]}
+    assert gates["diversity"]["passed"] is False
+    assert "distance to the nearest other" in gates["diversity"]["found"]
+
+
 def test_volumes_may_be_asked_for_in_ml(honest):
     mm3, ml = (
         next(c for c in honest["conditions"] if c["name"] == name) for name in ("core", "core_ml")
@@ -239,7 +253,8 @@ def test_what_was_measured_before_is_taken_as_it_is(honest):
 def test_a_measurement_that_tells_nothing_passes_no_gate(honest):
     constant = Measured(lambda images: torch.ones(len(images)))
     core = asked(30, 2)[1]["core"]
-    gates = gates_of(honest | {"conditions": agreements({"core": core}, {"core": constant})})
+    told_nothing = honest | {"conditions": agreements({"core": core}, {"core": constant})}
+    gates = gates_of(told_nothing, SETTINGS.limit)
     assert gates[2]["name"] == "conditions"
     assert gates[2]["passed"] is False
     assert "not determined" in gates[2]["found"]

@@ -20,6 +20,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "ms_ssim": ("SsimScales", "ms_ssim_pairs", "ssim_scales"),
     "privacy": ("Privacy", "membership_auc", "nll_gap", "privacy_of_distances"),
     "regions": ("RegionComparison", "label_volumes", "regional_volumes"),
+    "repeats": ("Repeats", "repeats_of_distances"),
     "t_maps": ("Realigned", "TMapShare", "realign", "t_map", "t_map_share"),
     "utility": ("UtilityRow", "utility_table"),
 }

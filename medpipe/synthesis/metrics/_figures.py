@@ -239,6 +239,16 @@ def bootstrapped(
     return figure(value, n, name, low=low, high=high, level=level, se=se, note=note)
 
 
+def ratio_of_medians(x: Floats, y: Floats, *, resamples: int, seed: int, level: float) -> Interval:
+    """Return the median of one sample over that of another, with its bootstrap interval."""
+
+    def ratio(a: Floats, b: Floats, axis: int) -> Any:
+        return np.median(a, axis=axis) / np.median(b, axis=axis)
+
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
+    return bootstrapped((x, y), ratio, method="percentile", **options)
+
+
 def exact_share(successes: int, n: int, level: float) -> Interval:
     """Return a share with the exact interval.
 

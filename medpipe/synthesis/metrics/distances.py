@@ -10,7 +10,7 @@ from scipy import special
 from medpipe.errors import InputError
 from medpipe.synthesis.metrics._figures import Floats, flat, to_host
 
-__all__ = ["expected_nearest", "nearest_of_subset", "rms_distances"]
+__all__ = ["expected_nearest", "nearest_of_subset", "rms_distances", "without_self"]
 
 HELD = 8_000_000
 """Values of both sets that are held in float64 at once: 64 MB."""
@@ -48,6 +48,12 @@ def rms_distances(first: torch.Tensor | ArrayLike, second: torch.Tensor | ArrayL
         exact = "donot_use_mm_for_euclid_dist"
         squares += torch.cdist(parts[0], parts[1], compute_mode=exact).square_()
     return to_host((squares / width).sqrt_())
+
+
+def without_self(distances: Floats) -> Floats:
+    """Return distances (n, n - 1) of cases to the others of their set, of all (n, n)."""
+    n = len(distances)
+    return distances[~np.eye(n, dtype=bool)].reshape(n, n - 1)
 
 
 def expected_nearest(distances: Floats, size: int) -> Floats:

@@ -21,11 +21,13 @@ from medpipe.synthesis.metrics._figures import (
     figure,
     flat,
     median_figure,
+    ratio_of_medians,
 )
 from medpipe.synthesis.metrics.distances import (
     expected_nearest,
     nearest_of_subset,
     rms_distances,
+    without_self,
 )
 from medpipe.synthesis.metrics.floor import WithFloor
 
@@ -174,7 +176,7 @@ def privacy_of_distances(
         raise UsageError("the limit is a share", expected="0 < limit < 1", got=f"{limit:g}")
     options: dict[str, Any] = {"resamples": resamples, "seed": seed, "level": level}
     near, new = to_train.min(axis=1), held_out_to_train.min(axis=1)
-    known, others = _without_self(within_train), _without_self(within_held_out)
+    known, others = without_self(within_train), without_self(within_held_out)
     smallest_real = float(min(new.min(), known.min(), others.min()))
     if smallest_real == 0:
         raise InputError(
@@ -183,7 +185,7 @@ def privacy_of_distances(
             hint="leave one of the two out",
         )
     k = min(to_train.shape[1], to_held_out.shape[1])
-    ratio = bootstrapped((near, new), _median_ratio, method="percentile", **options)
+    ratio = ratio_of_medians(near, new, **options)
     rows = np.flatnonzero(near < limit * smallest_real)
     copied = tuple((int(r), int(to_train[r].argmin()), float(near[r])) for r in rows)
     return Privacy(
@@ -218,16 +220,6 @@ def _rule(limit: float, level: float) -> str:
         f"smallest distance between two real cases, or the {100 * level:g} % interval of the "
         f"ratio is below {limit:g}; undecided: the interval holds {limit:g}"
     )
-
-
-def _without_self(distances: Floats) -> Floats:
-    """Return distances (n, n - 1) of cases to the others of their set."""
-    n = len(distances)
-    return distances[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-
-
-def _median_ratio(x: Floats, y: Floats, axis: int) -> Any:
-    return np.median(x, axis=axis) / np.median(y, axis=axis)
 
 
 def _closer(first: Floats, second: Floats) -> Floats:
