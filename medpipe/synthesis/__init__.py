@@ -27,9 +27,10 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "coded": ("CodedVolumes", "encode_moved"),
     "routes": ("DrawSettings", "LatentRoute", "TokenRoute"),
     "detail": ("FineDetail",),
-    "label_reading": ("LabelReading",),
+    "label_reading": ("LabelReading", "label_sizes"),
     "generator": ("DrawnVolume", "Generator"),
-    "generator_training": ("GeneratorTraining", "train_generator"),
+    "generator_settings": ("GeneratorTraining",),
+    "generator_training": ("train_generator",),
     "training_files": ("TrainingSet", "read_training_set"),
     "autoencoder": ("AutoencoderSettings", "LatentAutoencoder"),
     "autoencoder_training": (

@@ -2,151 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medpipe.errors import UsageError
-from medpipe.synthesis.autoencoder import AutoencoderSettings, LatentAutoencoder
-from medpipe.synthesis.autoencoder_training import (
-    AutoencoderTraining,
-    measure_autoencoder,
-    train_autoencoder,
-)
+from medpipe.synthesis.autoencoder import LatentAutoencoder
+from medpipe.synthesis.autoencoder_training import measure_autoencoder, train_autoencoder
 from medpipe.synthesis.coded import encode_moved
 from medpipe.synthesis.conditions import Conditions
-from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
-from medpipe.synthesis.denoiser_training import DenoiserTraining, denoising_errors, train_denoiser
-from medpipe.synthesis.detail import DETAIL, FineDetail
+from medpipe.synthesis.denoiser import Denoiser
+from medpipe.synthesis.denoiser_training import denoising_errors, train_denoiser
+from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.features import train_features
 from medpipe.synthesis.generator import Generator
-from medpipe.synthesis.label_reading import LabelReading
+from medpipe.synthesis.generator_settings import GeneratorTraining
+from medpipe.synthesis.label_reading import LabelReading, label_sizes
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
-from medpipe.synthesis.prior import PriorSettings
-from medpipe.synthesis.prior_training import PriorTraining, train_prior
+from medpipe.synthesis.prior_training import train_prior
+from medpipe.synthesis.rebuilt import AsDrawn, Rebuilt, Some, fit_detail
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.segmenter import SegmenterModel, SegmenterSettings, train_segmenter
-from medpipe.synthesis.tokeniser import TokeniserSettings
 from medpipe.synthesis.tokeniser_losses import PerceptualLoss
 from medpipe.synthesis.tokeniser_measures import measure_variety
 from medpipe.synthesis.tokeniser_samples import TokeniserSamples
-from medpipe.synthesis.tokeniser_training import TokeniserTraining, train_tokeniser
+from medpipe.synthesis.tokeniser_training import train_tokeniser
 from medpipe.synthesis.training_files import TrainingSet
 from medpipe.train import LoopSettings, Progress
 from medpipe.types import Json
 
-__all__ = ["GeneratorTraining", "train_generator"]
+__all__ = ["train_generator"]
 
 LABELLER_VALIDATIONS = 8
-FEWEST_DETAILED = 6
-"""Volumes that validate, if their fine detail shall be measured on them alone."""
-MOST_DETAILED = 24
-"""Volumes that it is measured on: they are in memory together."""
-REBUILT_BYTES = 2**31
-"""Memory for volumes that were rebuilt for a labeller; of more, each is rebuilt when needed."""
-
-
-@dataclass(frozen=True)
-class GeneratorTraining:
-    """How a generator is trained.
-
-    Parameters
-    ----------
-    tokeniser : TokeniserSettings
-        Its label classes are set to those of the volumes.
-    tokeniser_training : TokeniserTraining
-    prior : dict
-        Settings of `PriorSettings`; codes, grid and conditions follow from the volumes.
-    prior_training : PriorTraining
-    route : {"tokens", "latents"}
-        Whether a tokeniser and a prior are trained, or an autoencoder and a denoiser.
-    autoencoder : AutoencoderSettings
-        Its label classes are set to those of the volumes.
-    autoencoder_training : AutoencoderTraining
-    denoiser : dict
-        Settings of `DenoiserSettings`; latent channels, grid and conditions follow.
-    denoiser_training : DenoiserTraining
-    shift_voxels, copies : int
-        What draws learns from each volume as it is and moved, so often in all; see
-        `medpipe.synthesis.moved.MovedVolumes`. The shifts become conditions.
-    features : dict
-        ``widths`` of the network of features (see `FeatureNetwork`) by which the first network
-        compares images, if it does (``perceptual_weight`` of an autoencoder,
-        ``weights.perceptual`` of a tokeniser); it is trained with the same volumes.
-    feature_iterations : int
-        Of the training of that network.
-    labeller : dict
-        Settings of `SegmenterSettings`; classes and image channels follow.
-    labeller_iterations : int
-        Of this segmenter that labels the images which are drawn: labels that fit their image,
-        where those that are drawn with it may not. 0: none.
-    detail : float
-        Share of the fine detail that is put back into what is drawn.
-    validation_share : float
-        Of the subjects: the same ones validate all trainings.
-    seed : int
-        Decides which these are.
-    """
-
-    tokeniser: TokeniserSettings = field(default_factory=TokeniserSettings)
-    tokeniser_training: TokeniserTraining = field(default_factory=TokeniserTraining)
-    prior: dict[str, Any] = field(default_factory=dict)
-    prior_training: PriorTraining = field(default_factory=PriorTraining)
-    route: Literal["tokens", "latents"] = "tokens"
-    autoencoder: AutoencoderSettings = field(
-        default_factory=lambda: AutoencoderSettings.preset("small")
-    )
-    autoencoder_training: AutoencoderTraining = field(default_factory=AutoencoderTraining)
-    denoiser: dict[str, Any] = field(default_factory=dict)
-    denoiser_training: DenoiserTraining = field(default_factory=DenoiserTraining)
-    shift_voxels: int = 0
-    copies: int = 1
-    features: dict[str, Any] = field(default_factory=dict)
-    feature_iterations: int = 600
-    labeller: dict[str, Any] = field(default_factory=dict)
-    labeller_iterations: int = 0
-    detail: float = DETAIL
-    validation_share: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        least_1 = (self.copies, self.feature_iterations)
-        counts = (self.shift_voxels, self.labeller_iterations, *(n - 1 for n in least_1))
-        if not 0 <= self.validation_share < 1 or min(counts) < 0 or not self.detail >= 0:
-            raise UsageError(
-                "the settings of the training of a generator are wrong",
-                expected="validation_share from 0 to below 1, shift_voxels, labeller_iterations "
-                "and detail of 0 or more, copies and feature_iterations of 1 or more",
-            )
-        # says what is wrong with them before anything is trained
-        if self.route not in ("tokens", "latents"):
-            raise UsageError("unknown route", expected="tokens or latents", got=str(self.route))
-        _prior_settings(self.tokeniser.codes, (1, 1, 1), self.prior)
-        _denoiser_settings(1, 0, {"grid": (1, 1, 1)} | self.denoiser)
-
-    @classmethod
-    def preset(cls, name: str, *, seed: int = 0, **changes: Any) -> GeneratorTraining:
-        """Return the settings of a preset with changes.
-
-        "hippocampus": the route of latents for volumes of about 32 x 56 x 40 voxels with two
-        labels and some 150 patients, on one thread.
-
-        Raises
-        ------
-        UsageError
-            If there is no such preset.
-        """
-        if name not in PRESETS:
-            raise UsageError("no such preset", expected=" | ".join(PRESETS), got=repr(name)[:40])
-        return cls(**(PRESETS[name](seed) | {"seed": seed} | changes))
 
 
 def train_generator(
@@ -203,18 +96,18 @@ def train_generator(
         "seed": training.seed,
     }
     affine = np.array(samples.volumes.affine, np.float64)
-    rebuilt = _Rebuilt(run.sides()[0], route), _Rebuilt(run.sides()[1], route)
-    detail = _detail(rebuilt, training.detail)
+    rebuilt = Rebuilt(run.sides()[0], route), Rebuilt(run.sides()[1], route)
+    detail = fit_detail(*rebuilt, training.detail)
     labels = training.labeller_iterations and route.label_classes
     labeller = _labeller(run, rebuilt, detail) if labels else None
     reading = _reading(samples, route, labeller)
     return Generator(route, affine, shape, facts, detail, reading, labeller)
 
 
-def _labeller(run: _Run, rebuilt: tuple[_Rebuilt, _Rebuilt], detail: FineDetail) -> SegmenterModel:
+def _labeller(run: _Run, rebuilt: tuple[Rebuilt, Rebuilt], detail: FineDetail) -> SegmenterModel:
     """Return what labels images, trained with those that are not held out."""
     own = run.training
-    trains, validates = (_AsDrawn(side, detail) for side in rebuilt)
+    trains, validates = (AsDrawn(side, detail) for side in rebuilt)
     loop = LoopSettings(
         iterations=own.labeller_iterations, batch_size=2, learning_rate=5e-3,
         validate_every=max(1, own.labeller_iterations // LABELLER_VALIDATIONS), seed=own.seed,
@@ -230,14 +123,6 @@ def _labeller(run: _Run, rebuilt: tuple[_Rebuilt, _Rebuilt], detail: FineDetail)
     return made
 
 
-def _detail(rebuilt: tuple[_Rebuilt, _Rebuilt], share: float) -> FineDetail:
-    """Return what the first network leaves out of volumes that did not train it, if there are."""
-    trains, validates = rebuilt
-    some = validates if len(validates) >= FEWEST_DETAILED else trains
-    left = [some.left_out(number) for number in range(min(len(some), MOST_DETAILED))]
-    return FineDetail.fit(torch.stack(left), share)
-
-
 def _reading(
     samples: TrainingSet, route: TokenRoute | LatentRoute, labeller: SegmenterModel | None
 ) -> LabelReading | None:
@@ -246,21 +131,16 @@ def _reading(
     more."""
     if not route.label_classes:
         return None
-    volumes, classes = samples.volumes, route.label_classes
-    rows = [
-        {name: column[n] for name, column in samples.table.items()}
-        for n in range(len(samples.volumes))
-    ]
-    known = (torch.as_tensor(volumes[n][1]) for n in range(len(volumes)))
-    reading = LabelReading.fit(known, rows, route.conditions, classes)
-    if reading is None or labeller is None:
-        return reading
-    pairs = (volumes[n] for n in range(len(volumes)))
-    both = (
-        (labeller.labels(torch.as_tensor(image)[None]), torch.as_tensor(labels))
-        for image, labels in pairs
-    )
-    return reading.of_labeller(both)
+    classes, number = route.label_classes, range(len(samples.volumes))
+    true, seen = [], []
+    for image, labels in (samples.volumes[n] for n in number):
+        true.append(label_sizes(torch.as_tensor(labels), classes))
+        if labeller is not None:
+            found = labeller.labels(torch.as_tensor(image)[None])
+            seen.append(label_sizes(found, classes))
+    rows = [{name: column[n] for name, column in samples.table.items()} for n in number]
+    reading = LabelReading.fit(np.stack(true), rows, route.conditions)
+    return reading.of_labeller(np.stack(seen), np.stack(true)) if reading and seen else reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,11 +169,11 @@ class _Run:
         own = self.training
         return {"shift_voxels": own.shift_voxels, "copies": own.copies, "seed": own.seed}
 
-    def sides(self) -> tuple[_Some, _Some]:
+    def sides(self) -> tuple[Some, Some]:
         """Return the volumes that train and those that validate."""
         whose = list(enumerate(self.samples.subjects))
         first, second = ([n for n, s in whose if (s in self.held_out) == t] for t in (False, True))
-        return _Some(self.samples.volumes, first), _Some(self.samples.volumes, second)
+        return Some(self.samples.volumes, first), Some(self.samples.volumes, second)
 
 
 _Shape = tuple[int, int, int]
@@ -313,7 +193,7 @@ def _tokens(run: _Run) -> tuple[TokenRoute, _Shape, dict[str, Json]]:
     coded = encode_moved(tokeniser, samples.volumes, **run.moving)
     kinds: Any = {**samples.kinds, **dict.fromkeys(coded.shifts, "augmentation")}
     grid = tuple(coded.codes.shape[1:])
-    settings = _prior_settings(tokeniser.settings.codes, grid, training.prior)
+    settings = training.prior_settings(tokeniser.settings.codes, grid)
     prior = train_prior(
         coded.codes, coded.table(samples.table), kinds, settings, training.prior_training,
         units=_units(samples.kinds), subjects=[samples.subjects[n] for n in coded.subjects],
@@ -344,9 +224,8 @@ def _latents(run: _Run) -> tuple[LatentRoute, _Shape, dict[str, Json]]:
     own = training.denoiser_training
     denoiser = train_denoiser(
         latents.part(trained),
-        _denoiser_settings(
-            latents.mean.shape[1], conditions.columns,
-            {"grid": tuple(latents.mean.shape[2:])} | training.denoiser,
+        training.denoiser_settings(
+            latents.mean.shape[1], conditions.columns, tuple(latents.mean.shape[2:])
         ),
         own.loop(), validation=validation, hide=own.hide, hide_each=own.hide_each,
         times=own.times, validation_draws=own.validation_draws, conditions=conditions,
@@ -409,68 +288,6 @@ def _error_facts(denoiser: Denoiser, latents: Latents | None) -> Json:
     }
 
 
-class _Some(Sequence[Any]):
-    """Some of the volumes, read when they are asked for."""
-
-    def __init__(self, volumes: Sequence[Any], which: list[int]) -> None:
-        self.volumes, self.which = volumes, which
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.volumes[self.which[index]]
-
-
-class _Rebuilt:
-    """Images as they come back from the first network; as many as `REBUILT_BYTES` are kept."""
-
-    def __init__(self, volumes: _Some, route: TokenRoute | LatentRoute) -> None:
-        self.volumes, self.route = volumes, route
-        self.samples = TokeniserSamples(volumes, route.image_channels, route.label_classes)
-        one = 4 * self.samples.volume(0)[: route.image_channels].numel() if len(volumes) else 1
-        self.image = functools.lru_cache(max(1, REBUILT_BYTES // one))(self._made)
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def _made(self, number: int) -> Tensor:
-        whole = self.samples.volume(number)
-        return self.route.rebuilt(whole)[: self.route.image_channels].to(whole)
-
-    def left_out(self, number: int) -> Tensor:
-        """Return an image minus what came back."""
-        return self.samples.volume(number)[: self.route.image_channels] - self.image(number)
-
-
-class _AsDrawn(Sequence[Any]):
-    """Each volume as it is, and twice as it would be drawn: rebuilt, with fine detail."""
-
-    def __init__(self, rebuilt: _Rebuilt, detail: FineDetail) -> None:
-        self.rebuilt, self.detail = rebuilt, detail
-
-    def __len__(self) -> int:
-        return 3 * len(self.rebuilt)
-
-    def __getitem__(self, index: Any) -> Any:
-        number, version = divmod(index, 3)
-        image, labels = self.rebuilt.volumes[number]
-        if version:
-            grain = self.detail.share * self.detail.draw(index)
-            image = (self.rebuilt.image(number) + grain).clamp(0, 1)
-        return image, labels
-
-
-def _prior_settings(codes: int, grid: tuple[int, ...], how: dict[str, Any]) -> PriorSettings:
-    known: dict[str, Any] = {"codes": codes, "grid": grid}
-    return PriorSettings(**(known | how))
-
-
-def _denoiser_settings(channels: int, conditions: int, how: dict[str, Any]) -> DenoiserSettings:
-    known: dict[str, Any] = {"latent_channels": channels, "conditions": conditions}
-    return DenoiserSettings(**(known | how))
-
-
 def _held_out(subjects: list[int], training: GeneratorTraining) -> set[int]:
     """Return the subjects that validate."""
     known = sorted(set(subjects))
@@ -490,30 +307,3 @@ def _units(kinds: dict[str, Any]) -> dict[str, str]:
     ends = [(name, name.rpartition("_")[2]) for name, kind in kinds.items() if kind == "continuous"]
     known = {name: end for name, end in ends if end in ("years", "ml", "mm3", "mm", "kg", "cm")}
     return dict.fromkeys(SHIFTS, "voxels") | known
-
-
-def _hippocampus(seed: int) -> dict[str, Any]:
-    return {
-        "route": "latents",
-        "autoencoder": AutoencoderSettings.preset("hippocampus"),
-        "autoencoder_training": AutoencoderTraining(
-            iterations=2600, batch_size=2, learning_rate=2.5e-3, validate_every=200,
-            kl_weight=0.03, label_weight=0.7, perceptual_weight=0.2, seed=seed,
-        ),
-        "denoiser": HIPPOCAMPUS_DENOISER,
-        "denoiser_training": DenoiserTraining(
-            iterations=1200, batch_size=8, learning_rate=2e-3, warmup=50, validate_every=100,
-            ema_decay=0.99, hide=0.15, seed=seed,
-        ),
-        "shift_voxels": 1,
-        "copies": 3,
-        "labeller_iterations": 1000,
-        "detail": 0.6,
-    }  # fmt: skip
-
-
-HIPPOCAMPUS_DENOISER: dict[str, Any] = {
-    "channels": (64, 128), "attention": (False, True), "groups": 8, "conditioning": "embedding",
-    "condition_width": 32, "directions": 160, "begin": 0.3,
-}  # fmt: skip
-PRESETS: dict[str, Callable[[int], dict[str, Any]]] = {"hippocampus": _hippocampus}

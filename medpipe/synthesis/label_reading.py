@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from medpipe.synthesis.conditions import Conditions
 from medpipe.types import Json
 
-__all__ = ["LabelReading"]
+__all__ = ["LabelReading", "label_sizes"]
 
 _ARRAYS = ("weights", "errors", "spreads")
 RIDGE = 1e-3
@@ -49,22 +49,19 @@ class LabelReading:
 
     @classmethod
     def fit(
-        cls, labels: Iterable[Tensor], rows: Sequence[Mapping[str, Any]], conditions: Conditions,
-        classes: int,
-    ) -> LabelReading | None:  # fmt: skip
+        cls, sizes: NDArray[np.float64], rows: Sequence[Mapping[str, Any]], conditions: Conditions
+    ) -> LabelReading | None:
         """Learn from real cases; None if there is nothing to learn.
 
         Parameters
         ----------
-        labels : integer Tensors (1, I, J, K), one by one
+        sizes : array (cases, regions)
+            From `label_sizes`.
         rows : sequence of mapping
             Conditions of each case by name.
         conditions : Conditions
-        classes : int
-            Of the labels, background included.
         """
         names = tuple(c.name for c in conditions.items if c.kind == "continuous")
-        sizes = np.array([_sizes(each, classes) for each in labels])
         kept, columns, errors, spreads = [], [], [], []
         for name in names:
             known = np.array([_number(row.get(name)) for row in rows])
@@ -82,23 +79,22 @@ class LabelReading:
             return None
         return cls(tuple(kept), np.stack(columns, 1), np.array(errors), np.array(spreads))
 
-    def of_labeller(self, both: Iterable[tuple[Tensor, Tensor]]) -> LabelReading:
+    def of_labeller(self, seen: NDArray[np.float64], true: NDArray[np.float64]) -> LabelReading:
         """Return what reads the labels of a labeller: sizes are divided by its bias.
 
         Parameters
         ----------
-        both : pairs of integer Tensors (1, I, J, K)
-            What it labels in real images, and their true labels. A region that it does not
-            see at all is read as it is.
+        seen, true : array (cases, regions)
+            Sizes of what it labels in real images, and of their true labels. A region that
+            it does not see at all is read as it is.
         """
-        classes = len(self.weights)
-        seen, true = np.sum([[_sizes(labels, classes) for labels in pair] for pair in both], axis=0)
+        seen, true = seen.sum(0), true.sum(0)
         factors = np.where((seen > 0) & (true > 0), true / np.maximum(seen, 1), 1.0)
         return replace(self, weights=self.weights * np.append(1.0, factors)[:, None])
 
     def read(self, labels: Tensor) -> dict[str, float]:
         """Return the conditions that a label map (1, I, J, K) shows."""
-        sizes = _sizes(labels, len(self.weights))
+        sizes = label_sizes(labels, len(self.weights))
         found = self.weights[0] + sizes @ self.weights[1:]
         return dict(zip(self.names, found.tolist(), strict=True))
 
@@ -142,8 +138,15 @@ def _number(value: Any) -> float:
     return float("nan") if value in (None, "") else float(value)
 
 
-def _sizes(labels: Tensor, classes: int) -> NDArray[np.float64]:
-    """Return the number of voxels of each label from 1 up."""
+def label_sizes(labels: Tensor, classes: int) -> NDArray[np.float64]:
+    """Return the number of voxels (classes - 1,) of each label from 1 up.
+
+    Parameters
+    ----------
+    labels : integer Tensor, any shape
+    classes : int
+        Background included.
+    """
     counts = torch.bincount(labels.flatten().long(), minlength=classes)[1:classes]
     return np.array(counts.tolist(), np.float64)
 

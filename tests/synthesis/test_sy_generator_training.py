@@ -19,8 +19,9 @@ from medpipe.synthesis.coded import encode_moved
 from medpipe.synthesis.denoiser_training import DenoiserTraining
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.generator import Generator
-from medpipe.synthesis.generator_training import GeneratorTraining, train_generator
-from medpipe.synthesis.label_reading import LabelReading
+from medpipe.synthesis.generator_settings import GeneratorTraining
+from medpipe.synthesis.generator_training import train_generator
+from medpipe.synthesis.label_reading import LabelReading, label_sizes
 from medpipe.synthesis.prior_training import PriorTraining
 from medpipe.synthesis.segmenter import train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings, join_labels
@@ -210,7 +211,8 @@ def test_a_labeller_is_trained_with_images_as_they_are_drawn_too(folder, monkeyp
     bias = float((seen == 1).sum() / (true == 1).sum())
     assert abs(bias - 1) > 0.05  # hardly trained
     rows = [{"place_voxels": value} for value in samples.table["place_voxels"]]
-    plain = LabelReading.fit(true, rows, made.conditions, 2)
+    sizes = np.stack([label_sizes(known, 2) for known in true])
+    plain = LabelReading.fit(sizes, rows, made.conditions)
     assert made.reading.weights[0] == pytest.approx(plain.weights[0])
     assert made.reading.weights[1] == pytest.approx(plain.weights[1] / bias)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medpipe.synthesis.conditions import Conditions
-from medpipe.synthesis.label_reading import LabelReading
+from medpipe.synthesis.label_reading import LabelReading, label_sizes
 
 SHAPE = (12, 12, 12)
 
@@ -31,12 +31,17 @@ def cases(n: int = 60) -> tuple[list[torch.Tensor], list[dict[str, float]]]:
     return labels, rows
 
 
+def sizes(labels: list[torch.Tensor]) -> np.ndarray:
+    """Return the sizes of both regions of each."""
+    return np.stack([label_sizes(each, 3) for each in labels])
+
+
 def fitted(rows: list[dict[str, float]], labels: list[torch.Tensor]) -> LabelReading:
     """Return what reads them."""
     names = ["both_ml", "first_ml", "age_years", "luck"]
     table = {n: [r[n] for r in rows] for n in names}
     conditions = Conditions.fit(table, dict.fromkeys(names, "continuous"))
-    found = LabelReading.fit(labels, rows, conditions, 3)
+    found = LabelReading.fit(sizes(labels), rows, conditions)
     assert found is not None
     return found
 
@@ -66,12 +71,12 @@ def test_a_labeller_that_sees_too_much_is_read_as_if_it_did_not():
         flat[first : first + second + second // 2] = 2
         return flat.reshape(known.shape)
 
-    own = reading.of_labeller([(larger(known), known) for known in labels])
+    own = reading.of_labeller(sizes([larger(known) for known in labels]), sizes(labels))
     assert own.read(larger(labels[0])) == pytest.approx(reading.read(labels[0]), rel=0.02)
     assert own.read(larger(labels[0]))["both_ml"] != pytest.approx(
         reading.read(larger(labels[0]))["both_ml"], rel=0.05
     )
-    blind = reading.of_labeller([(torch.zeros_like(known), known) for known in labels])
+    blind = reading.of_labeller(np.zeros((len(labels), 2)), sizes(labels))
     assert blind.read(labels[0]) == reading.read(labels[0])
 
 
@@ -94,6 +99,6 @@ def test_the_nearest_is_the_one_that_was_asked_for():
 def test_nothing_to_read():
     labels, rows = cases(5)
     nothing = Conditions.fit({"sex": ["F", "M"]}, {"sex": "binary"})
-    assert LabelReading.fit(labels, rows, nothing, 3) is None
+    assert LabelReading.fit(sizes(labels), rows, nothing) is None
     known = Conditions.fit({"both_ml": [1.0, 20.0]}, {"both_ml": "continuous"})
-    assert LabelReading.fit(labels, [{"both_ml": None}] * 5, known, 3) is None
+    assert LabelReading.fit(sizes(labels), [{"both_ml": None}] * 5, known) is None

@@ -17,7 +17,8 @@ from medpipe.steps._base import ArrayStep, DictStep, check_choice
 from medpipe.synthesis.autoencoder import AutoencoderSettings
 from medpipe.synthesis.autoencoder_training import AutoencoderTraining
 from medpipe.synthesis.denoiser_training import DenoiserTraining
-from medpipe.synthesis.generator_training import GeneratorTraining, train_generator
+from medpipe.synthesis.generator_settings import GeneratorTraining
+from medpipe.synthesis.generator_training import train_generator
 from medpipe.synthesis.prior_training import PriorTraining
 from medpipe.synthesis.tokeniser import TokeniserSettings
 from medpipe.synthesis.tokeniser_losses import LossWeights
