@@ -150,25 +150,16 @@ class _Attempt:
         runner.emit({"event": "step_started", "case_id": self.job.case_id, "step": step.id})
         started = time.perf_counter()
         carried = [f for k in step.keys_read() for f in findings_of(self.data.get(k))]
-        with notices_to(self._notice):
-            self.data = runner.steps.apply(step, todo, self.data, self.seeds.get(step.id))
-        self.computed += 1
-        reach("after_step")
-        for name in step.keys_written():
-            self.recorder.add_findings(findings_of(self.data.get(name)))
-        if runner.outline.keeps_object(step):
-            self._require_unchanged_inputs()
-            reads = self.recorder.reads_of(step)
-            values = save_values(
-                runner.store,
-                todo.key,
-                step,
-                self.data,
-                reads=reads,
-                findings=carried,
-                missing=todo.missing,
-            )
-            self._load(todo, values)
+        with runner.store.unfinished(todo.key) as unfinished:
+            with notices_to(self._notice):
+                seed = self.seeds.get(step.id)
+                self.data = runner.steps.apply(step, todo, self.data, seed, unfinished.claim)
+            self.computed += 1
+            reach("after_step")
+            for name in step.keys_written():
+                self.recorder.add_findings(findings_of(self.data.get(name)))
+            if runner.outline.keeps_object(step):
+                self._save(step, todo, carried)
         seconds = round(time.perf_counter() - started, 6)
         runner.emit(
             {
@@ -178,6 +169,16 @@ class _Attempt:
                 "seconds": seconds,
             }
         )
+
+    def _save(self, step: CompiledStep, todo: StepSchedule, findings: list[Any]) -> None:
+        """Store what a step made, and go on with what was stored."""
+        self._require_unchanged_inputs()
+        store, reads = self.runner.store, self.recorder.reads_of(step)
+        values = save_values(
+            store, todo.key, step, self.data,
+            reads=reads, findings=findings, missing=todo.missing,
+        )  # fmt: skip
+        self._load(todo, values)
 
     def _notice(self, text: str) -> None:
         case_id, step = self.job.case_id, self.step

@@ -6,6 +6,7 @@ import copy
 import importlib
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ class StepRunner:
         return self._device
 
     def apply(
-        self, step: CompiledStep, todo: StepSchedule, data: dict[str, Any], seed: int | None
-    ) -> dict[str, Any]:
+        self, step: CompiledStep, todo: StepSchedule, data: dict[str, Any], seed: int | None,
+        checkpoints: Callable[[], Path],
+    ) -> dict[str, Any]:  # fmt: skip
         """Return the values of the case after a step.
 
         Parameters
@@ -80,6 +82,8 @@ class StepRunner:
             Values before the step; values that nothing needs afterwards are taken from it.
         seed : int or None
             For random steps.
+        checkpoints : callable
+            Returns the folder where a step that can continue keeps what it has done.
         """
         pairs = [(i, o) for i, o in zip(step.inputs, step.outputs, strict=True) if i in data]
         transform = self._transform(step, tuple(target for _, target in pairs))
@@ -94,6 +98,8 @@ class StepRunner:
         _seed_everything(derive_seed(0, todo.key) if seed is None else seed)
         if seed is not None and hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=seed)
+        if hasattr(transform, "set_checkpoints"):
+            transform.set_checkpoints(checkpoints())
         result = transform(data)
         if not isinstance(result, dict):
             raise StepError(

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
-import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medpipe.engine.limits import process_start
+from medpipe.engine.owners import Owner
+from medpipe.engine.unfinished import Unfinished
 from medpipe.errors import MedpipeError, StoreError
 from medpipe.io.atomic import fsync_dir, fsync_file, sha256_file
 from medpipe.io.crashpoints import reach
@@ -29,17 +27,7 @@ from medpipe.io.crashpoints import reach
 __all__ = ["OBJECT_SCHEMA", "Store", "record_bytes"]
 
 OBJECT_SCHEMA = 1
-_FOREIGN_LEFTOVER_S = 24 * 3600
 _ENCODER = json.JSONEncoder(sort_keys=True, allow_nan=False, ensure_ascii=False)
-
-
-def _host_tag() -> str:
-    """Name this machine, boot and process namespace: where a pid means something."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
@@ -65,9 +53,7 @@ class Store:
         self.root = Path(out) / "store"
         self._prefix = str(self.root)
         self._tmp = self.root / ".tmp"
-        self._host = _host_tag()
-        pid = os.getpid()
-        self._owner = f"{self._host}-{pid}-{process_start(pid) or 0}"
+        self._owner = Owner()
 
     def folder(self, key: str) -> Path:
         """Return the folder of an object, which may not be there."""
@@ -155,6 +141,10 @@ class Store:
             fsync_dir(tmp)
             self._settle(tmp, key)
 
+    def unfinished(self, key: str) -> Unfinished:
+        """Return where the step that makes an object may keep what it has done so far."""
+        return Unfinished(self.root, key, self._owner)
+
     def _settle(self, tmp: Path, key: str) -> None:
         """Give a finished folder its final name, unless that is taken."""
         final = self.folder(key)
@@ -188,7 +178,7 @@ class Store:
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
         """Give a folder below ``.tmp`` whose name says which process it belongs to."""
-        tmp = self._tmp / f"{self._owner}-{uuid.uuid4().hex[:12]}"
+        tmp = self._tmp / f"{self._owner.name}-{uuid.uuid4().hex[:12]}"
         try:
             tmp.mkdir(parents=True)
             yield tmp
@@ -206,22 +196,10 @@ class Store:
         removed = 0
         with contextlib.suppress(FileNotFoundError):
             for entry in list(os.scandir(self._tmp)):
-                if self._is_leftover(entry):
+                if self._owner.left(entry):
                     shutil.rmtree(entry.path, ignore_errors=True)
                     removed += 1
         return removed
-
-    def _is_leftover(self, entry: os.DirEntry[str]) -> bool:
-        host, _, rest = entry.name.partition("-")
-        pid, _, rest = rest.partition("-")
-        start = rest.partition("-")[0]
-        if host == self._host and pid.isdigit() and start.isdigit():
-            return process_start(int(pid)) != int(start)
-        # Another machine on a shared disk, or this one before a reboot: go by age.
-        try:
-            return time.time() - entry.stat().st_mtime > _FOREIGN_LEFTOVER_S
-        except OSError:
-            return False
 
     def publish(self, key: str, name: str, target: Path, *, check: bool = False) -> None:
         """Put a file of an object at `target`, as a hard link where possible.

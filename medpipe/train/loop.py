@@ -188,6 +188,9 @@ class _Run:
         if self.checkpoint is not None and self.checkpoint.is_file():
             file, bound_to = self.checkpoint, self._bound()
             self._load(read_checkpoint(file, self.settings, self.device, bound_to))
+            if 0 < self.iteration < self.settings.iterations:
+                done, stop = self.iteration, self.settings.iterations
+                _NOTICE.info("training goes on after %d of %d iterations", done, stop)
         if self.idist.get_world_size() > 1:
             self.parallel = self.idist.auto_model(self.network)
             if self.opponent is not None:

@@ -77,6 +77,20 @@ class Breakingd(Recorderd):
         raise {"ValueError": ValueError, "MemoryError": MemoryError}[self.what]("ZZCANARY")
 
 
+class Continuingd(Recorderd):
+    """Counts to three, fails after each number, and goes on where it was."""
+
+    def set_checkpoints(self, folder: Path) -> None:
+        self.file = folder / "count"
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        done = int(self.file.read_text()) if self.file.exists() else 0
+        if done < 2:
+            self.file.write_text(str(done + 1))
+            raise ValueError
+        return data | {key: {"value": done + 1} for key in self.keys}
+
+
 class Pidd(Recorderd):
     """Gives the id of its process; fails when the text says so."""
 

@@ -95,6 +95,19 @@ def test_reuse_and_record(bench: Bench, recorder: type[Recorderd]) -> None:
     assert [s["status"] for s in bench.record()["steps"]] == ["reused", "computed"]
 
 
+def test_a_step_that_was_interrupted_goes_on_where_it_was(bench: Bench) -> None:
+    steps = [table("a", "x", "t", "t.json", cls="Continuingd")]
+    unfinished = bench.root / "out" / "store" / ".unfinished"
+    for done in (1, 2):
+        assert bench.run(steps).status == "failed"
+        assert next(unfinished.glob("*/*/count")).read_text() == str(done)
+        # another seed or case does not go on with it
+        assert bench.run(steps, f"other{done}").status == "failed"
+    assert bench.run(steps).status == "done"
+    assert bench.record()["tables"] == {"t": {"value": 3}}
+    assert not unfinished.exists()
+
+
 def test_a_lost_record_is_made_again_without_computing(
     bench: Bench, recorder: type[Recorderd]
 ) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ import numpy as np
 import pytest
 from test_sy_generator_training import AFFINE, SIZE, write_balls
 
+from medpipe.engine.owners import Owner
 from medpipe.synthesis.generator import Generator
 
 TINY: dict[str, Any] = {
@@ -59,6 +65,36 @@ def test_a_training_leaves_a_model_curves_and_a_table(trained: Path) -> None:
     generator = Generator.read(made / "model.safetensors")
     assert "place_voxels" in generator.conditions.names
     assert str(trained) not in (made / "case.json").read_text()
+
+
+def test_a_training_that_was_killed_goes_on_and_makes_the_same_model(trained: Path) -> None:
+    """The command is run again; bits of the model are those of a training at one go."""
+    how = changes("train_synthesis", **(TINY | {"prior_iterations": 60}))
+    told: dict[str, Any] = {"cwd": trained, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "medpipe", "run", "synthesis-train", "TRAIN", out, *how]
+        return subprocess.Popen(command, **told, start_new_session=True)
+
+    with start("KILLED") as process:
+        kept = trained / "KILLED" / "store" / ".unfinished"
+        while not list(kept.glob("*/*/prior.pt")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    # its worker dies with it, a moment later
+    worker = next(kept.glob("*/*")).name
+    while Owner().lives(worker):
+        time.sleep(0.02)
+    assert not list((trained / "KILLED").glob("cases/*/model.safetensors"))
+    for out in ("KILLED", "WHOLE"):
+        with start(out) as process:
+            assert process.wait() == 0
+        assert not (trained / out / "store" / ".unfinished").exists()
+    told_by = (trained / "KILLED" / "runs").glob("*/events.jsonl")
+    assert "training goes on after" in "".join(path.read_text() for path in told_by)
+    files = [case(trained, out) / "model.safetensors" for out in ("KILLED", "WHOLE")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_other_route_is_trained_and_drawn_from(trained: Path, medpipe_here: Medpipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,7 @@ class TrainCenterline(ArrayStep, Randomizable):
         channels: list[int] | None = None,
     ) -> None:
         self.device: str | torch.device = "auto"
+        self.checkpoints: Path | None = None
         self.settings: dict[str, Any] = {
             "iterations": iterations,
             "batch_size": batch_size,
@@ -181,6 +183,10 @@ class TrainCenterline(ArrayStep, Randomizable):
     def set_device(self, device: torch.device) -> None:
         """Choose where to train; otherwise a GPU if there is one."""
         self.device = device
+
+    def set_checkpoints(self, folder: Path) -> None:
+        """Continue from what is there, and keep there what was done."""
+        self.checkpoints = folder
 
     def __call__(self, folder: Any) -> bytes:
         """Return the model as the content of a ``.safetensors`` file.
@@ -206,7 +212,10 @@ class TrainCenterline(ArrayStep, Randomizable):
         settings = TrainingSettings(**self.settings, seed=seed)
         trees = f" and {settings.trees} simulated trees" if settings.trees else ""
         _NOTICE.info("%d examples%s to train with", len(samples), trees)
-        return train_centerline_maps(settings, samples=samples, device=self.device)[0]
+        kept = None if self.checkpoints is None else self.checkpoints / "maps.pt"
+        return train_centerline_maps(
+            settings, samples=samples, device=self.device, checkpoint=kept
+        )[0]
 
 
 class TrainCenterlined(DictStep, Randomizable):
@@ -283,6 +292,10 @@ class TrainCenterlined(DictStep, Randomizable):
     def set_device(self, device: torch.device) -> None:
         """Choose where to train."""
         self.step.set_device(device)
+
+    def set_checkpoints(self, folder: Path) -> None:
+        """Continue from what is there, and keep there what was done."""
+        self.step.set_checkpoints(folder)
 
 
 class TrainingCurve(ArrayStep):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -86,6 +87,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
     ) -> None:
         self.conditions, self.half = conditions, half
         self.device: str | torch.device = "auto"
+        self.checkpoints: Path | None = None
         check_choice("route", route, ("tokens", "latents"))
         first: dict[str, Any] = {
             "iterations": tokeniser_iterations, "batch_size": tokeniser_batch,
@@ -147,6 +149,10 @@ class TrainSynthesis(ArrayStep, Randomizable):
         """Choose where to train; otherwise a GPU if there is one."""
         self.device = device
 
+    def set_checkpoints(self, folder: Path) -> None:
+        """Continue from what is there, and keep there what was done."""
+        self.checkpoints = folder
+
     def __call__(self, folder: Any) -> bytes:
         """Return the generator as the content of a ``.safetensors`` file.
 
@@ -172,7 +178,10 @@ class TrainSynthesis(ArrayStep, Randomizable):
         training = self._training(int(self.R.randint(2**31 - 1)))
         told = ", ".join(f"{name} ({kind})" for name, kind in samples.kinds.items()) or "none"
         _NOTICE.info("%d volumes to train with, conditions: %s", len(samples.volumes), told)
-        made = train_generator(samples, training, device=self.device, progress=_notices())
+        made = train_generator(
+            samples, training, device=self.device, checkpoints=self.checkpoints,
+            progress=_notices(),
+        )  # fmt: skip
         return made.to_bytes(half=self.half)
 
 
@@ -314,6 +323,10 @@ class TrainSynthesisd(DictStep, Randomizable):
     def set_device(self, device: torch.device) -> None:
         """Choose where to train."""
         self.step.set_device(device)
+
+    def set_checkpoints(self, folder: Path) -> None:
+        """Continue from what is there, and keep there what was done."""
+        self.step.set_checkpoints(folder)
 
 
 TrainSynthesisD = TrainSynthesisDict = TrainSynthesisd
