@@ -246,11 +246,11 @@ class Generator:
             yield parts
 
     def detailed(self, image: Tensor, seed: int, share: float | None = None) -> Tensor:
-        """Return an image (C, I, J, K) with a share of the detail that networks leave out."""
-        if self.detail is None or share == 0:
-            return image
-        share = self.detail.share if share is None else share
-        return image + share * self.detail.draw(seed).to(image)
+        """Return an image (C, I, J, K) with what networks leave out put back.
+
+        See `medpipe.synthesis.detail.FineDetail.added_to`.
+        """
+        return image if self.detail is None else self.detail.added_to(image, seed, share)
 
     def sample(
         self,

@@ -70,8 +70,7 @@ class AsDrawn(Sequence[Any]):
         number, version = divmod(index, 3)
         image, labels = self.rebuilt.volumes[number]
         if version:
-            grain = self.detail.share * self.detail.draw(index)
-            image = (self.rebuilt.image(number) + grain).clamp(0, 1)
+            image = self.detail.added_to(self.rebuilt.image(number), index).clamp(0, 1)
         return image, labels
 
 

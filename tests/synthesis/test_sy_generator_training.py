@@ -201,7 +201,7 @@ def test_a_labeller_is_trained_with_images_as_they_are_drawn_too(folder, monkeyp
             for version in range(3):
                 seen, known = given[side][3 * place + version]
                 assert torch.equal(torch.as_tensor(known), labels)
-                grain = 0.3 * made.detail.draw(3 * place + version) if version else 0.0
+                grain = 0.3 * made.detail.draw(3 * place + version) + made.detail.offset
                 wanted = (rebuilt + grain).clamp(0, 1) if version else image
                 assert torch.allclose(torch.as_tensor(seen).float(), wanted.float(), atol=2e-3)
     # it sees regions larger or smaller than they are: its labels count as less or more

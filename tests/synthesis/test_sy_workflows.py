@@ -70,11 +70,11 @@ def test_a_training_leaves_a_model_curves_and_a_table(trained: Path) -> None:
 def test_a_training_that_was_killed_goes_on_and_makes_the_same_model(trained: Path) -> None:
     """The command is run again; bits of the model are those of a training at one go."""
     how = changes("train_synthesis", **(TINY | {"prior_iterations": 60}))
-    told: dict[str, Any] = {"cwd": trained, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
     def start(out: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "medpipe", "run", "synthesis-train", "TRAIN", out, *how]
-        return subprocess.Popen(command, **told, start_new_session=True)
+        return subprocess.Popen(command, **silent, cwd=trained, start_new_session=True)
 
     with start("KILLED") as process:
         kept = trained / "KILLED" / "store" / ".unfinished"
