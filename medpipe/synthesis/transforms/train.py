@@ -265,7 +265,7 @@ class TrainSynthesisd(DictStep, Randomizable):
         Skip keys that are absent.
     """
 
-    version = "2"
+    version = "3"
     reads = ()
     writes = ()
     files = ()
