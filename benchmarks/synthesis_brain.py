@@ -156,7 +156,7 @@ class Run(Work):
         self.how = how
         population = self.folder / "population"
         if not (population / "cases.csv").exists():
-            cohort = BrainCohort(how.subjects, seed=how.seed, anatomies=how.subjects)
+            cohort = BrainCohort(how.subjects, seed=how.seed)
             write_brain_population(population, cohort, workers=how.workers)
         if how.stage == "population":
             return

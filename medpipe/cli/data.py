@@ -482,7 +482,7 @@ def brain_population(
     subjects: int = 20,
     seed: int = 0,
     label_maps: Path | None = None,
-    anatomies: int = 8,
+    anatomies: int | None = None,
     matrix: int = 64,
     spacing_mm: float = 3.0,
     contrast: Literal["t1", "t2", "pd", "flair", "random"] = "t1",
@@ -498,7 +498,7 @@ def brain_population(
 
     Each is a label map, aged, deformed and imaged; truth.json holds what was asked for, the
     volumes that came out in ml, and the deformation. The relation of age and sex to the brain
-    is chosen, not measured. The column anatomy names the label map: do not split one.
+    is chosen, not measured. Subjects that were made from one head share a patient_id.
 
     Parameters
     ----------
@@ -510,8 +510,8 @@ def brain_population(
         Chooses the subjects.
     label_maps : Path, optional
         A folder of whole-head label maps with FreeSurfer's numbers, instead of drawn heads.
-    anatomies : int
-        How many heads are drawn where there are no label maps.
+    anatomies : int, optional
+        How many heads are drawn where there are no label maps; one for each subject.
     matrix : int
         Voxels along each axis.
     spacing_mm : float

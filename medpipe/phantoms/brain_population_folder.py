@@ -51,8 +51,8 @@ class BrainCohort:
         Grid, contrast, deformation, noise.
     label_maps : Path, optional
         A folder of whole-head label maps; without it heads are drawn.
-    anatomies : int
-        How many heads are drawn.
+    anatomies : int, optional
+        How many heads are drawn; by default one for each subject.
     growth : bool
         Whether the growth relative to the label map is written.
     model : PopulationModel
@@ -63,16 +63,17 @@ class BrainCohort:
     seed: int = 0
     scan: BrainScan = field(default_factory=BrainScan)
     label_maps: Path | None = None
-    anatomies: int = 8
+    anatomies: int | None = None
     growth: bool = False
     model: PopulationModel = field(default_factory=PopulationModel)
 
     def __post_init__(self) -> None:
-        if self.subjects < 1 or self.anatomies < 1:
+        heads = self.subjects if self.anatomies is None else self.anatomies
+        if self.subjects < 1 or heads < 1:
             raise UsageError(
                 "no such population",
                 expected="one subject or more, of one head or more",
-                got=f"{self.subjects} subjects of {self.anatomies} heads",
+                got=f"{self.subjects} subjects of {heads} heads",
             )
 
 
@@ -91,7 +92,7 @@ def write_brain_population(root: Path, cohort: BrainCohort, *, workers: int = 1)
     Returns
     -------
     list of Case
-        The rows of the manifest; ``anatomy`` names the head a subject was made from.
+        The rows of the manifest. Subjects that were made from one head share a patient_id.
     """
     heads = _heads(cohort)
     root.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,7 @@ def write_brain_population(root: Path, cohort: BrainCohort, *, workers: int = 1)
 def _heads(cohort: BrainCohort) -> int:
     """Return how many heads there are."""
     if cohort.label_maps is None:
-        return cohort.anatomies
+        return cohort.subjects if cohort.anatomies is None else cohort.anatomies
     return len(label_head_files(cohort.label_maps))
 
 
@@ -161,8 +162,8 @@ def _write_subject(
         "sex": known["sex"],
         "ventricle_ml": round(known["ventricle_ml"], 3),
         "brain_ml": round(known["brain_ml"], 2),
-        "anatomy": anatomy,
     }
     inputs = {"image": str(folder / "mr.nii.gz"), "labels": str(folder / "labels.nii.gz")}
-    case = Case(case_id, inputs, f"P{cohort.seed}-{number + 1:04d}", covariates)
+    # what shares an anatomy stays together wherever patients are split
+    case = Case(case_id, inputs, f"P{cohort.seed}-{head + 1:04d}", covariates)
     return case, made.facts | {"anatomy": anatomy}

@@ -32,7 +32,7 @@ def test_a_population_is_written_with_its_manifest(capsys, maps, tmp_path):
     assert "1 simulated cases" in capsys.readouterr().out
     with (out / "cases.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert row["anatomy"] == "head01"
+    assert row["patient_id"] == "P0-0001"
     assert 5 < float(row["ventricle_ml"]) < 120
     assert sorted(p.name for p in (out / "images" / "brain0001").iterdir()) == [
         "growth.nii.gz",

@@ -159,6 +159,8 @@ def test_a_folder_holds_what_its_truth_says(tmp_path, balls):
         "brain0001",
         "brain0002",
     ]
+    # both are made from one head: no split takes them apart
+    assert [c.patient_id for c in cases] == ["P1-0001", "P1-0001"]
     truth = json.loads((tmp_path / "out" / "truth.json").read_text())
     assert str(tmp_path) not in json.dumps(truth)
     facts = truth["cases"]["brain0002"]
