@@ -6,9 +6,11 @@ text is escaped here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from medpipe.errors import UsageError
 from medpipe.figures.svg import tick_text, ticks
 
-__all__ = ["SERIES_COLOURS", "Line", "line_chart_svg", "polyline_path"]
+__all__ = ["SERIES_COLOURS", "Line", "line_chart_svg", "loss_chart_svg", "polyline_path"]
 
 SERIES_COLOURS = (
     "#2f7fc1", "#d9622b", "#1f9d78", "#b24fa0", "#b58900", "#6a6fd0", "#4f8f2f", "#c23b4e",
@@ -36,6 +38,11 @@ path { fill: none; stroke-linejoin: round; stroke-linecap: round }
 _LEFT, _TOP, _BOTTOM, _RIGHT = 62, 40, 48, 16
 _LEGEND_ROW = 19
 _CHARACTER = 6.7
+_DECADES = 50.0
+"""A loss that falls by more than this is drawn on a logarithmic axis."""
+
+
+Share = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,11 @@ def line_chart_svg(
     y_label: str,
     title: str,
     keys: Sequence[tuple[str, bool]] = (),
+    log_y: bool = False,
     width: int = 960,
     height: int = 440,
 ) -> bytes:
-    """Return a chart of lines with the y axis from 0.
+    """Return a chart of lines with the y axis from 0, or a logarithmic one.
 
     Parameters
     ----------
@@ -80,15 +88,18 @@ def line_chart_svg(
         Labels with their units.
     keys : sequence of (str, bool)
         What thick (False) and thin (True) lines mean, below the legend.
+    log_y : bool
+        For values above 0 alone.
     width, height : int
         In px.
 
     Raises
     ------
     UsageError
-        If there is no finite point.
+        If there is no finite point, or one that has no logarithm.
     """
     x_end, y_end = _limits(lines)
+    y_marks, y_share = _logarithmic(lines) if log_y else _linear(y_end)
     named = [line for line in lines if line.name]
     longest = max([len(line.name) for line in named] + [len(name) for name, _ in keys] + [0])
     legend = 40 + _CHARACTER * longest if longest else 0.0
@@ -96,7 +107,7 @@ def line_chart_svg(
 
     def to_px(line: Line) -> NDArray[np.float64]:
         x = _LEFT + line.x / x_end * (right - _LEFT)
-        return np.stack([x, base - line.y / y_end * (base - _TOP)], 1)
+        return np.stack([x, base - y_share(line.y) * (base - _TOP)], 1)
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -104,7 +115,7 @@ def line_chart_svg(
         f"<style>{_STYLE}</style><title>{escape(title)}</title>"
         f'<rect class="ground" width="{width}" height="{height}"/>'
         f'<text class="title" x="{_LEFT}" y="24">{escape(title)}</text>',
-        *_axes(x_end, y_end, right, base),
+        *_axes(x_end, [(tick, float(y_share(tick))) for tick in y_marks], right, base),
         f'<text x="{(_LEFT + right) / 2:.0f}" y="{height - 10}" text-anchor="middle">'
         f"{escape(x_label)}</text>",
         f'<text transform="translate(16 {(base + _TOP) / 2:.0f}) rotate(-90)" '
@@ -114,6 +125,32 @@ def line_chart_svg(
         parts.append(_drawn(line, polyline_path(to_px(line), 0.7)))
     parts += _legend(named, keys, right + 18)
     return "".join([*parts, "</svg>\n"]).encode()
+
+
+def loss_chart_svg(
+    history: Sequence[Mapping[str, Any]], *, title: str, y_label: str = "loss"
+) -> bytes:
+    """Return the chart of a training: losses against the iteration.
+
+    The axis is logarithmic where they fall far.
+
+    Parameters
+    ----------
+    history : sequence of mapping
+        ``iteration``, ``loss`` of the training and ``metric`` of the validation; see
+        `medpipe.train.TrainResult`.
+    title, y_label : str
+    """
+    x = np.array([row["iteration"] for row in history], float)
+    lines = [
+        Line(x, np.array([row[column] for row in history], float), name, colour)
+        for column, name, colour in zip(
+            ("loss", "metric"), ("training", "validation"), SERIES_COLOURS, strict=False
+        )
+    ]
+    values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
+    far = values.size > 0 and values.min() > 0 and values.max() > _DECADES * values.min()
+    return line_chart_svg(lines, x_label="iteration", y_label=y_label, title=title, log_y=bool(far))
 
 
 def _limits(lines: Sequence[Line]) -> tuple[float, float]:
@@ -131,10 +168,31 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float]:
     return ends[0], ends[1] * 1.03
 
 
-def _axes(x_end: float, y_end: float, right: float, base: float) -> list[str]:
+def _linear(end: float) -> tuple[list[float], Share]:
+    """Return marks of an axis from 0, and where on it values are, as a share of its length."""
+    return ticks(0.0, end, 7), lambda values: values / end
+
+
+def _logarithmic(lines: Sequence[Line]) -> tuple[list[float], Share]:
+    """Return marks of a logarithmic axis, and where on it values are."""
+    values = np.concatenate([np.asarray(line.y, float) for line in lines])
+    values = values[np.isfinite(values)]
+    if values.min() <= 0:
+        raise UsageError("values have no logarithm", expected="above 0", got=f"{values.min():g}")
+    low, high = (float(np.log10(end)) for end in (values.min() / 1.1, values.max() * 1.1))
+    between = (1, 2, 5) if high - low < 3 else (1,)
+    tens = range(math.floor(low), math.ceil(high) + 1)
+    marks = [m * 10.0**ten for ten in tens for m in between]
+    inside = [mark for mark in marks if low <= math.log10(mark) <= high]
+    return inside, lambda values: (np.log10(values) - low) / (high - low)
+
+
+def _axes(
+    x_end: float, y_marks: Sequence[tuple[float, float]], right: float, base: float
+) -> list[str]:
     out = []
-    for tick in ticks(0.0, y_end, 7):
-        y = base - tick / y_end * (base - _TOP)
+    for tick, share in y_marks:
+        y = base - share * (base - _TOP)
         out.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{right:.1f}" y2="{y:.1f}"/>')
         out.append(
             f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick_text(tick)}</text>'

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medpipe.errors import UsageError
-from medpipe.figures.chart import Line, line_chart_svg, polyline_path
+from medpipe.figures.chart import Line, line_chart_svg, loss_chart_svg, polyline_path
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -48,6 +48,29 @@ def test_points_read_against_the_axes_are_the_values() -> None:
     found_x, found_y = np.polyval(to_x, drawn[:, 0]), np.polyval(to_y, drawn[:, 1])
     assert np.interp(found_x, x, y) == pytest.approx(found_y, abs=0.03)
     assert found_x[[0, -1]] == pytest.approx([0, 137], abs=0.3)
+
+
+@pytest.mark.parametrize(("first", "logarithmic"), [(2e4, True), (3.0, False)])
+def test_losses_that_fall_far_are_drawn_on_a_logarithmic_axis(
+    first: float, logarithmic: bool
+) -> None:
+    y = np.geomspace(first, 0.7, 40)
+    history = [{"iteration": n + 1, "loss": v, "metric": 1.1 * v} for n, v in enumerate(y)]
+    root = ElementTree.fromstring(loss_chart_svg(history, title="t"))
+    path = next(p for p in root.iter(f"{SVG}path"))
+    (drawn,) = points(path.get("d", ""))
+    at, value = axis(root, "end", "y")
+    assert len(value) >= 4
+    scale = np.log10 if logarithmic else np.array
+    found = np.polyval(np.polyfit(at - 4, scale(value), 1), drawn[:, 1])
+    assert found == pytest.approx(scale(y), abs=0.02)
+    assert drawn[:, 1].max() - drawn[:, 1].min() > 200
+
+
+def test_a_logarithm_of_nothing_is_refused() -> None:
+    line = Line(np.arange(3.0), np.array([1.0, 0.0, 2.0]))
+    with pytest.raises(UsageError, match="no logarithm"):
+        line_chart_svg([line], x_label="x", y_label="y", title="t", log_y=True)
 
 
 def test_values_that_are_not_known_make_gaps() -> None:

@@ -20,7 +20,7 @@ from medpipe.centerline.prepare import check_labels
 from medpipe.centerline.training import TrainingSettings, train_centerline_maps
 from medpipe.centerline.transforms._base import one_channel
 from medpipe.errors import InputError, StepError, UsageError
-from medpipe.figures.chart import SERIES_COLOURS, Line, line_chart_svg
+from medpipe.figures.chart import loss_chart_svg
 from medpipe.models import load_weights, unpack_weights
 from medpipe.steps._base import ArrayStep, DictStep, affine_of, rewrap, with_facts
 from medpipe.types import Json
@@ -304,20 +304,9 @@ class TrainingCurve(ArrayStep):
     def __call__(self, model: Any) -> bytes:
         """Return an SVG document."""
         facts = _facts_of(model)
-        rows: Any = facts["history"]
-        x = np.array([row["iteration"] for row in rows], float)
-        lines = [
-            Line(x, np.array([row[column] for row in rows], float), name, SERIES_COLOURS[number])
-            for number, (column, name) in enumerate(
-                (("loss", "training"), ("metric", "validation"))
-            )
-        ]
-        return line_chart_svg(
-            lines,
-            x_label="iteration",
-            y_label="loss",
-            title=f"Best validation: {facts['loss']:.4g} after {facts['iteration']} iterations",
-        )
+        title = f"Best validation: {facts['loss']:.4g} after {facts['iteration']} iterations"
+        history: Any = facts["history"]
+        return loss_chart_svg(history, title=title)
 
 
 class TrainingCurved(DictStep):
@@ -330,7 +319,7 @@ class TrainingCurved(DictStep):
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ()
     writes = ()
     files = ()

@@ -8,7 +8,7 @@ import numpy as np
 from monai.config.type_definitions import KeysCollection
 
 from medpipe.errors import InputError, StepError
-from medpipe.figures.chart import SERIES_COLOURS, Line, line_chart_svg
+from medpipe.figures.chart import loss_chart_svg
 from medpipe.models import unpack_weights
 from medpipe.steps._base import ArrayStep, DictStep, check_choice
 from medpipe.types import Json
@@ -50,18 +50,8 @@ class SynthesisCurve(ArrayStep):
         name = _PARTS[header["route"]][self.stage]
         part = header["parts"][name]
         part = part if "history" in part else part["facts"]  # a network's own file
-        rows = part["history"]
-        x = np.array([row["iteration"] for row in rows], float)
-        lines = [
-            Line(x, np.array([row[column] for row in rows], float), label, SERIES_COLOURS[number])
-            for number, (column, label) in enumerate(
-                (("loss", "training"), ("metric", "validation"))
-            )
-        ]
         title = f"{name.capitalize()}: best after {part['best_iteration']} iterations"
-        return line_chart_svg(
-            lines, x_label="iteration", y_label=_LABELS.get(name, "loss"), title=title
-        )
+        return loss_chart_svg(part["history"], title=title, y_label=_LABELS.get(name, "loss"))
 
 
 class SynthesisCurved(DictStep):
@@ -77,7 +67,7 @@ class SynthesisCurved(DictStep):
         Skip keys that are absent.
     """
 
-    version = "1"
+    version = "2"
     reads = ()
     writes = ()
     files = ()
