@@ -42,7 +42,7 @@ _DECADES = 50.0
 """A loss that falls by more than this is drawn on a logarithmic axis."""
 
 
-Share = Callable[[Any], Any]
+_Share = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,12 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float]:
     return ends[0], ends[1] * 1.03
 
 
-def _linear(end: float) -> tuple[list[float], Share]:
+def _linear(end: float) -> tuple[list[float], _Share]:
     """Return marks of an axis from 0, and where on it values are, as a share of its length."""
     return ticks(0.0, end, 7), lambda values: values / end
 
 
-def _logarithmic(lines: Sequence[Line]) -> tuple[list[float], Share]:
+def _logarithmic(lines: Sequence[Line]) -> tuple[list[float], _Share]:
     """Return marks of a logarithmic axis, and where on it values are."""
     values = np.concatenate([np.asarray(line.y, float) for line in lines])
     values = values[np.isfinite(values)]
