@@ -1,6 +1,6 @@
 """Train generators of hippocampi, draw as many as there are, and judge them in one table.
 
-    python benchmarks/synthesis_hippocampus.py WORK [--seeds 0 1 2] [--routes tokens latents]
+    python benchmarks/synthesis_hippocampus.py WORK [--seeds 0 1 2 3 4] [--routes tokens latents]
         [--stage train|draw|evaluate|all] [--alignment shift|rigid] [--tiny] [--pin]
 
 For each seed: a generator of each route, a Gaussian of principal components and a deformed
@@ -363,7 +363,7 @@ def read_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("work", type=Path, metavar="WORK")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--routes", nargs="+", choices=["tokens", "latents"], default=["tokens", "latents"]
     )
