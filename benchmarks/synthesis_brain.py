@@ -94,6 +94,7 @@ def recipe(seed: int) -> GeneratorTraining:
         feature_iterations=400,
         labeller={"widths": (8, 16, 32), "residual_units": 1},
         labeller_iterations=600,
+        labeller_sees="real",
         detail=0.4,
         seed=seed,
     )  # fmt: skip

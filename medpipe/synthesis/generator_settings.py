@@ -54,6 +54,9 @@ class GeneratorTraining:
     labeller_iterations : int
         Of this segmenter that labels the images which are drawn: labels that fit their image,
         where those that are drawn with it may not. 0: none.
+    labeller_sees : {"drawn", "real"}
+        Whether it is trained with images as they would be drawn too, or with real ones alone:
+        it is then stricter, and says no ventricle where a drawn one is faint.
     detail : float
         Share of the fine detail that is put back into what is drawn.
     validation_share : float
@@ -79,6 +82,7 @@ class GeneratorTraining:
     feature_iterations: int = 600
     labeller: dict[str, Any] = field(default_factory=dict)
     labeller_iterations: int = 0
+    labeller_sees: Literal["drawn", "real"] = "drawn"
     detail: float = DETAIL
     validation_share: float = 0.1
     seed: int = 0
@@ -92,6 +96,11 @@ class GeneratorTraining:
                 expected="validation_share from 0 to below 1, shift_voxels, labeller_iterations "
                 "and detail of 0 or more, copies and feature_iterations of 1 or more",
             )
+        if self.labeller_sees not in ("drawn", "real"):
+            raise UsageError(
+                "unknown images of a labeller", expected="drawn or real",
+                got=str(self.labeller_sees),
+            )  # fmt: skip
         # says what is wrong with them before anything is trained
         if self.route not in ("tokens", "latents"):
             raise UsageError("unknown route", expected="tokens or latents", got=str(self.route))

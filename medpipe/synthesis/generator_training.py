@@ -107,7 +107,8 @@ def train_generator(
 def _labeller(run: _Run, rebuilt: tuple[Rebuilt, Rebuilt], detail: FineDetail) -> SegmenterModel:
     """Return what labels images, trained with those that are not held out."""
     own = run.training
-    trains, validates = (AsDrawn(side, detail) for side in rebuilt)
+    real = own.labeller_sees == "real"
+    trains, validates = (side.volumes if real else AsDrawn(side, detail) for side in rebuilt)
     loop = LoopSettings(
         iterations=own.labeller_iterations, batch_size=2, learning_rate=5e-3,
         validate_every=max(1, own.labeller_iterations // LABELLER_VALIDATIONS), seed=own.seed,
