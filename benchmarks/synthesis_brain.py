@@ -95,6 +95,7 @@ def recipe(seed: int) -> GeneratorTraining:
         labeller={"widths": (8, 16, 32), "residual_units": 1},
         labeller_iterations=600,
         labeller_sees="real",
+        corrected_by="gradient",
         detail=0.4,
         seed=seed,
     )  # fmt: skip
@@ -275,7 +276,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes, of the population")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--corrections", type=int, default=6, help="see DrawSettings")
+    parser.add_argument("--corrections", type=int, default=16, help="see DrawSettings")
     parser.add_argument("--pin", action="store_true", help="package the generator")
     return parser.parse_args()
 

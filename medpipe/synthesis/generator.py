@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from medpipe.models import load_weights, pack_weights, unpack_weights
 from medpipe.seeds import derive_seed
 from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Condition, Conditions
+from medpipe.synthesis.correcting import GRADIENT_STEPS, descended
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.model_file import packed_parts, part_of, plain_json
@@ -85,6 +86,9 @@ class Generator:
         What says how well labels fit the conditions.
     labeller : SegmenterModel, optional
         What labels the images that are drawn; without it labels are drawn with them.
+    corrected_by : {"slopes", "gradient"}
+        How latents are moved until labels have what was asked for: the way that patients
+        differ, or by the gradient of what the labeller sees.
 
     Raises
     ------
@@ -99,6 +103,7 @@ class Generator:
     detail: FineDetail | None = None
     reading: LabelReading | None = None
     labeller: SegmenterModel | None = None
+    corrected_by: Literal["slopes", "gradient"] = "slopes"
 
     def __post_init__(self) -> None:
         self.route.check(self.shape)
@@ -168,15 +173,15 @@ class Generator:
                 expected="one that draws labels and knows a number of each patient",
                 hint="draw one candidate",
             )
-        can = self.reading is not None and self._slopes is not None
-        if settings.corrections and not can:
+        number = self._corrections
+        if settings.corrections and not number:
             raise UsageError(
                 "the generator cannot correct what it draws",
                 expected="latents whose places are known, labels, and numbers they show",
                 hint="draw without corrections",
             )
         if settings.corrections is None:
-            settings = replace(settings, corrections=CORRECTIONS if can else 0)
+            settings = replace(settings, corrections=number)
         every = range(settings.candidates)
         values, present = self.conditions.encode([row for row in rows for _ in every])
         tries = [derive_seed(s, "candidate", str(k)) if k else int(s) for s in seeds for k in every]
@@ -186,7 +191,8 @@ class Generator:
         if isinstance(route, LatentRoute) and settings.corrections:
             asked = (row for row in rows for _ in every)
             found = zip(route.latents(*how), asked, seeded, strict=True)
-            made = (self._nearest(self._tries(route, *each, settings), each[1]) for each in found)
+            tried = self._along_slopes if self.corrected_by == "slopes" else self._down_gradient
+            made = (self._nearest(tried(route, *each, settings), each[1]) for each in found)
         else:
             drawn = zip(route.draw(*how), seeded, strict=True)
             made = (self._finished(*each, settings) for each in drawn)
@@ -201,9 +207,13 @@ class Generator:
             )
 
     @property
-    def _slopes(self) -> Tensor | None:
-        """What a condition changes in latents, if there are any."""
-        return self.route.slopes if isinstance(self.route, LatentRoute) else None
+    def _corrections(self) -> int:
+        """How often a latent is moved by default; 0 where that cannot be."""
+        if self.reading is None or not isinstance(self.route, LatentRoute):
+            return 0
+        if self.corrected_by == "gradient":
+            return GRADIENT_STEPS if self.labeller is not None else 0
+        return CORRECTIONS if self.route.slopes is not None else 0
 
     def _finished(self, volume: Tensor, seed: int, settings: DrawSettings) -> _Parts:
         """Return image and labels of a volume, detail put back."""
@@ -220,7 +230,24 @@ class Generator:
             return next(parts)
         return min(parts, key=lambda part: reading.distance(cast(Tensor, part[1]), row))
 
-    def _tries(
+    def _down_gradient(
+        self, route: LatentRoute, latent: Tensor, row: Mapping[str, Any], seed: int,
+        settings: DrawSettings,
+    ) -> Iterator[_Parts]:  # fmt: skip
+        """Yield image and labels of a latent, as drawn and as `descended` moves it."""
+        labeller, reading = cast(SegmenterModel, self.labeller), cast(LabelReading, self.reading)
+        yield self._finished(route.decoded(latent, self.shape), seed, settings)
+
+        def image_of(moved: Tensor) -> Tensor:
+            volume = route.autoencoder.decode(moved[None], self.shape)[0]
+            image = split_labels(volume, route.image_channels)[0]
+            return self.detailed(image, seed, settings.detail).clamp(0, 1)
+
+        steps = settings.corrections or 0
+        latent = descended(latent, image_of, labeller.network, reading, row, steps)
+        yield self._finished(route.decoded(latent, self.shape), seed, settings)
+
+    def _along_slopes(
         self, route: LatentRoute, latent: Tensor, row: Mapping[str, Any], seed: int,
         settings: DrawSettings,
     ) -> Iterator[_Parts]:  # fmt: skip
@@ -276,6 +303,8 @@ class Generator:
             tensors |= self.detail.packed()
         if self.reading is not None:
             header["reading"] = self.reading.to_json()
+        if self.corrected_by != "slopes":
+            header["corrected_by"] = self.corrected_by
         if self.labeller is not None:
             own, labeller = packed_parts({"labeller": self.labeller.to_bytes()})
             tensors, header = tensors | own, header | labeller
@@ -325,7 +354,10 @@ class Generator:
             if "labeller" in parts:
                 labeller = SegmenterModel.from_bytes(part_of("labeller", tensors, parts))
             detail = FineDetail.unpacked(tensors)
-            return cls(route, affine, (i, j, k), dict(said["facts"]), detail, reading, labeller)
+            return cls(
+                route, affine, (i, j, k), dict(said["facts"]), detail, reading, labeller,
+                parts.get("corrected_by", "slopes"),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError, MedpipeError):
             raise InputError(
                 "the model is no generator", where=where,

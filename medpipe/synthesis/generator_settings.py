@@ -57,6 +57,9 @@ class GeneratorTraining:
     labeller_sees : {"drawn", "real"}
         Whether it is trained with images as they would be drawn too, or with real ones alone:
         it is then stricter, and says no ventricle where a drawn one is faint.
+    corrected_by : {"slopes", "gradient"}
+        How latents are moved until labels have what was asked for; see `Generator`. The
+        gradient needs a labeller.
     detail : float
         Share of the fine detail that is put back into what is drawn.
     validation_share : float
@@ -83,6 +86,7 @@ class GeneratorTraining:
     labeller: dict[str, Any] = field(default_factory=dict)
     labeller_iterations: int = 0
     labeller_sees: Literal["drawn", "real"] = "drawn"
+    corrected_by: Literal["slopes", "gradient"] = "slopes"
     detail: float = DETAIL
     validation_share: float = 0.1
     seed: int = 0
@@ -100,6 +104,12 @@ class GeneratorTraining:
             raise UsageError(
                 "unknown images of a labeller", expected="drawn or real",
                 got=str(self.labeller_sees),
+            )  # fmt: skip
+        ways = ("slopes", "gradient")[: 2 if self.labeller_iterations else 1]
+        if self.corrected_by not in ways:
+            raise UsageError(
+                "latents cannot be corrected so", expected=" or ".join(ways),
+                got=str(self.corrected_by), hint="the gradient needs a labeller",
             )  # fmt: skip
         # says what is wrong with them before anything is trained
         if self.route not in ("tokens", "latents"):

@@ -101,7 +101,8 @@ def train_generator(
     labels = training.labeller_iterations and route.label_classes
     labeller = _labeller(run, rebuilt, detail) if labels else None
     reading = _reading(samples, route, labeller)
-    return Generator(route, affine, shape, facts, detail, reading, labeller)
+    by = training.corrected_by
+    return Generator(route, affine, shape, facts, detail, reading, labeller, by)
 
 
 def _labeller(run: _Run, rebuilt: tuple[Rebuilt, Rebuilt], detail: FineDetail) -> SegmenterModel:

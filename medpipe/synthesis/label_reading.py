@@ -105,10 +105,15 @@ class LabelReading:
 
     def lacking(self, labels: Tensor, row: Mapping[str, Any]) -> dict[str, float]:
         """Return what is asked and not there, in spreads, of conditions that labels show."""
-        missing, asked = self._missing(labels, row)
-        shown = asked & (self.errors <= SHOWN * self.spreads)
-        lack = (missing / self.spreads).tolist()
-        return {name: x for name, x, s in zip(self.names, lack, shown, strict=True) if s}
+        missing, _ = self._missing(labels, row)
+        lack = dict(zip(self.names, (missing / self.spreads).tolist(), strict=True))
+        return {name: lack[name] for name in self.shown(row)}
+
+    def shown(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the conditions that a row asks for and that labels show."""
+        clear = self.errors <= SHOWN * self.spreads
+        asked = (not np.isnan(_number(row.get(name))) for name in self.names)
+        return [n for n, a, s in zip(self.names, asked, clear, strict=True) if a and s]
 
     def _missing(
         self, labels: Tensor, row: Mapping[str, Any]
