@@ -232,6 +232,45 @@ def test_corrections_bring_what_was_asked_for(monkeypatch):
     assert same(drawn[0], corrected[0])  # what labels do not show is not corrected
 
 
+def test_latents_may_be_moved_by_what_a_labeller_sees():
+    sizes = Conditions.fit({"size_ml": list(np.linspace(1, 9, 81))}, {"size_ml": "continuous"})
+    torch.manual_seed(3)
+    coder = LatentAutoencoder(AutoencoderSettings(1, 2, (8, 8), groups=4, label_classes=2)).eval()
+    how = DenoiserSettings(
+        2, (8, 8), attention=(False, False), head_channels=4, groups=4, condition_width=8,
+        conditions=1, conditioning="embedding",
+    )  # fmt: skip
+    network = Segmenter(SegmenterSettings(2, widths=(8, 8), residual_units=1)).eval()
+    with torch.no_grad():
+        network.head[1].weight *= 20
+    ml = 10 / np.prod(SHAPE)
+    reading = LabelReading(("size_ml",), np.array([[0.0], [ml]]), np.array([0.2]), np.array([2.4]))
+    generator = Generator(
+        LatentRoute(coder, Denoiser(how).eval(), sizes), AFFINE, SHAPE, reading=reading,
+        labeller=SegmenterModel(network, [], 0, 0), corrected_by="gradient",
+    )  # fmt: skip
+
+    def sizes_of(model, rows, **settings):
+        made = model.sample(rows, range(len(rows)), steps=2, **settings)
+        return np.array([float(v.labels.as_tensor().sum()) * ml for v in made]), made
+
+    plain, _ = sizes_of(generator, [{}] * 6, corrections=0)
+    # each is asked for a little more or less than it has
+    rows = [{"size_ml": float(x)} for x in plain + np.tile([0.4, -0.4], 3)]
+    asked = np.array([row["size_ml"] for row in rows])
+    before, _ = sizes_of(generator, rows, corrections=0)
+    after, made = sizes_of(generator, rows)
+    assert (np.abs(after - asked) <= np.abs(before - asked)).all()
+    assert np.abs(after - asked).mean() < 0.5 * np.abs(before - asked).mean()
+    assert np.array_equal(sizes_of(generator, rows, corrections=16)[0], after)
+    back = Generator.from_bytes(generator.to_bytes())
+    assert back.corrected_by == "gradient"
+    assert same(sizes_of(back, rows)[1][1], made[1])
+    assert all(p.grad is None for net in generator.route.networks for p in net.parameters())
+    with pytest.raises(UsageError, match="cannot correct what it draws"):
+        sizes_of(replace(generator, labeller=None), rows, corrections=3)
+
+
 def test_half_precision_is_a_model_of_its_own_that_fits_itself(tokens):
     half = Generator.from_bytes(tokens.to_bytes(half=True))
     assert len(tokens.to_bytes(half=True)) < 0.75 * len(tokens.to_bytes())

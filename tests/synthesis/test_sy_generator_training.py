@@ -217,6 +217,28 @@ def test_a_labeller_is_trained_with_images_as_they_are_drawn_too(folder, monkeyp
     assert made.reading.weights[1] == pytest.approx(plain.weights[1] / bias)
 
 
+def test_a_labeller_may_see_real_images_alone_and_lead_latents(folder, monkeypatch):
+    given = {}
+
+    def spied(samples, settings, loop, **how):
+        given["samples"] = samples
+        return train_segmenter(samples, settings, loop, **how)
+
+    monkeypatch.setattr(generator_training, "train_segmenter", spied)
+    samples = read_training_set(folder)
+    how = replace(LATENT, labeller_sees="real", corrected_by="gradient")
+    made = train_generator(samples, how, device="cpu")
+    assert made.corrected_by == "gradient"
+    assert len(given["samples"]) == 6
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
+    for (image, _), n in zip(given["samples"], sorted(order[2:]), strict=True):
+        assert np.array_equal(image, samples.volumes[n][0])
+    with pytest.raises(UsageError, match="the gradient needs a labeller"):
+        replace(how, labeller_iterations=0)
+    with pytest.raises(UsageError, match="drawn or real, got rebuilt"):
+        replace(how, labeller_sees="rebuilt")
+
+
 def test_balls_are_drawn_where_they_are_asked_for(tmp_path):
     """Where the bright and the labelled voxels lie says it, not the model."""
     samples = read_training_set(write_balls(tmp_path, 24))
