@@ -48,9 +48,9 @@ class DrawSettings:
         Of so many volumes for each row the one is kept whose labels fit its conditions best,
         at so many times the cost; see `medpipe.synthesis.label_reading`.
     corrections : int, optional
-        How often a latent is moved the way that patients differ, until the labels have what
-        was asked for; each costs a decoding. By default `CORRECTIONS` times where the
-        generator can.
+        How often a latent is moved until the labels have what was asked for: the way that
+        patients differ, or down a gradient, as the generator does. Each costs a decoding. By
+        default `CORRECTIONS` times, or `GRADIENT_STEPS`, where the generator can.
     detail : float, optional
         Share of the fine detail that is put back; see `medpipe.synthesis.detail`. By default
         that of the training. What is left out has edges in it too, which noise does not give

@@ -196,7 +196,8 @@ class SampleVolumed(DictStep, Randomizable):
         times the cost.
     corrections : int, optional
         How often a latent is moved the way that patients differ, until its labels have what
-        was asked for; each costs a decoding. By default 4 times where the generator can.
+        was asked for; each costs a decoding. By default 6 times, or 16 down a gradient, where
+        the generator can.
     detail : float, optional
         Share of the fine detail that is put back, which networks leave out; 0: smooth images.
         By default that of the training.
