@@ -322,7 +322,9 @@ something before anybody has trained a generator of their own.
 - **Asked for**: age in years, sex, volume of the lateral ventricles and of the brain in ml.
 - **Draws**: a T1-weighted volume of {grid} mm, and its labels: grey and
   white matter, lateral ventricles, fluid, the rest of the head, by a segmenter on what was
-  drawn. Intensities are those of brain; fat is as bright as white matter.
+  drawn. Its latent is moved {corrections} times down the gradient of what this segmenter sees,
+  until that is what was asked for. Intensities are those of brain; fat is as bright as white
+  matter.
 - **Networks**: an autoencoder (cells of 4 voxels, 8 numbers each) and a denoiser of its
   latents (rectified flow), {weights:,} weights in half precision; {bytes:.1f} MB.
 - **Training**: {train} drawn heads (`medpipe data brain-population`, seed 0); no image of a
@@ -348,6 +350,7 @@ def pin(run: Run, found: dict[str, Any], rows: list[str]) -> None:
     card = CARD.format(
         grid="64 × 64 × 64 voxels of 3",
         weights=found["weights"],
+        corrections=found["corrections"],
         bytes=len(content) / 1e6,
         train=found["cases"]["train"],
         held=found["cases"]["held_out"],
