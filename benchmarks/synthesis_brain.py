@@ -179,15 +179,18 @@ class Run(Work):
         )  # fmt: skip
 
     def segmenter(self) -> SegmenterModel:
-        """Return what measures ventricles and brain in images, of training cases alone."""
+        """Return what measures ventricles and brain in images, of training cases alone.
+
+        It has other widths and another seed than the labeller that leads latents.
+        """
 
         def make() -> bytes:
             cases = as_set(self.train, range(len(self.train.subjects)))
             loop = LoopSettings(
                 iterations=400, batch_size=2, learning_rate=5e-3, validate_every=50,
-                seed=self.how.seed,
+                seed=self.how.seed + 1,
             )  # fmt: skip
-            settings = SegmenterSettings(1 + len(TISSUES), widths=(8, 16, 32), residual_units=1)
+            settings = SegmenterSettings(1 + len(TISSUES), widths=(12, 24, 48), residual_units=1)
             checkpoint = self.folder / "checkpoints" / "segmenter.pt"
             return train_segmenter(
                 cases.pairs(), settings, loop, device=self.how.device, checkpoint=checkpoint
@@ -334,7 +337,8 @@ something before anybody has trained a generator of their own.
 
 ## How well it does
 {drawn} volumes, asked for the numbers of subjects that it was not trained with, against the
-{held} of them (95 % intervals).
+{held} of them (95 % intervals). Measured by a segmenter that took no part: other widths, another
+seed, the same training heads.
 
 {rows}
 

@@ -63,14 +63,14 @@ MODELS: dict[str, PackagedModel] = {
         "b22acf9eca628dde73aa9f5a3a09fa97ebd924be252ab64455fd74490fa73d7d",
         "outcome",
     ),
-    "synthesis-brain": PackagedModel(
-        "synthesis-brain.safetensors",
-        "b307159a775c63dd80f4f8d140c7d4b0ee17fbe6e413ef9260ab05f4e862c856",
-        "synthesis",
-    ),
     "synthesis-hippocampus": PackagedModel(
         "synthesis-hippocampus.safetensors",
         "c3dc3bbde23fb8a099b0deb101dce290fbf6c853c7b84d209b64d6388b60e00e",
+        "synthesis",
+    ),
+    "synthesis-brain": PackagedModel(
+        "synthesis-brain.safetensors",
+        "1967ca4befceb5fa561a0c7a4e26d53b384afcc12c0d1d4261ceb436a5b4a46e",
         "synthesis",
     ),
 }
