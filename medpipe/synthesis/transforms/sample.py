@@ -182,11 +182,11 @@ class SampleVolumed(DictStep, Randomizable):
     missing : {"refuse", "unknown"}
         What a condition means that neither says: an error, or that it is not known.
     temperature : float
-        Below 1 volumes are more alike, and more like the average.
+        Of a generator of tokens: below 1 volumes are more alike, and more like the average.
     top_k : int, optional
-        Only so many of the most probable codes are drawn.
+        Of the same: only so many of the most probable codes are drawn.
     top_p : float, optional
-        Only the most probable codes are drawn that together have this probability.
+        Of the same: only the most probable codes are drawn that together have this probability.
     guidance : float
         Above 1 conditions count more than they did in training, at twice the cost.
     steps : int
