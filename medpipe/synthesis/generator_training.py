@@ -26,12 +26,12 @@ from medpipe.synthesis.label_reading import LabelReading, label_sizes
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.prior_training import train_prior
-from medpipe.synthesis.rebuilt import AsDrawn, Rebuilt, Some, fit_detail
+from medpipe.synthesis.rebuilt import AsDrawn, Rebuilt, fit_detail
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
 from medpipe.synthesis.segmenter import SegmenterModel, SegmenterSettings, train_segmenter
 from medpipe.synthesis.tokeniser_losses import PerceptualLoss
 from medpipe.synthesis.tokeniser_measures import measure_variety
-from medpipe.synthesis.tokeniser_samples import TokeniserSamples
+from medpipe.synthesis.tokeniser_samples import Some, TokeniserSamples
 from medpipe.synthesis.tokeniser_training import train_tokeniser
 from medpipe.synthesis.training_files import TrainingSet
 from medpipe.train import LoopSettings, Progress

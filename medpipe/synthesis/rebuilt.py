@@ -11,9 +11,9 @@ from torch import Tensor
 
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.routes import LatentRoute, TokenRoute
-from medpipe.synthesis.tokeniser_samples import TokeniserSamples
+from medpipe.synthesis.tokeniser_samples import Some, TokeniserSamples
 
-__all__ = ["AsDrawn", "Rebuilt", "Some", "fit_detail"]
+__all__ = ["AsDrawn", "Rebuilt", "fit_detail"]
 
 FEWEST_DETAILED = 6
 """Volumes that validate, if their fine detail shall be measured on them alone."""
@@ -21,19 +21,6 @@ MOST_DETAILED = 24
 """Volumes that it is measured on: they are in memory together."""
 REBUILT_BYTES = 2**31
 """Memory for volumes that were rebuilt for a labeller; of more, each is rebuilt when needed."""
-
-
-class Some(Sequence[Any]):
-    """Some of the volumes, read when they are asked for."""
-
-    def __init__(self, volumes: Sequence[Any], which: list[int]) -> None:
-        self.volumes, self.which = volumes, which
-
-    def __len__(self) -> int:
-        return len(self.which)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.volumes[self.which[index]]
 
 
 class Rebuilt:

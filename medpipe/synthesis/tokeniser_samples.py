@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from medpipe.errors import InputError, UsageError
 from medpipe.synthesis.tokeniser import join_labels
 
-__all__ = ["TokeniserSamples", "check_intensities", "shared_out"]
+__all__ = ["Some", "TokeniserSamples", "check_intensities", "shared_out"]
 
 LARGEST = 10.0
 """Intensities beyond this were not normalised."""
@@ -77,7 +77,7 @@ class TokeniserSamples(Dataset[Any], Randomizable):
             raise error.at(self._name(index)) from None
 
     def _name(self, index: int) -> str:
-        order = self.samples.order if isinstance(self.samples, _Part) else range(len(self))
+        order = self.samples.order if isinstance(self.samples, Some) else range(len(self))
         return f"sample {order[index]}"
 
     def _checked(self, sample: Any) -> Tensor:
@@ -160,11 +160,11 @@ def shared_out(
     held_out = min(round(share * len(samples)), len(samples) - 1)
     made = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(samples), generator=made).tolist()
-    return _Part(samples, order[held_out:]), _Part(samples, sorted(order[:held_out]))
+    return Some(samples, order[held_out:]), Some(samples, sorted(order[:held_out]))
 
 
-class _Part(Sequence[Any]):
-    """Some of the samples, taken when they are asked for."""
+class Some(Sequence[Any]):
+    """Some of the samples, in an order, taken when they are asked for."""
 
     def __init__(self, samples: Sequence[Any], order: list[int]) -> None:
         self.samples, self.order = samples, order
