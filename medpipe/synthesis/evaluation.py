@@ -37,6 +37,7 @@ from medpipe.synthesis.evaluation_sets import (
     UtilityPlan,
 )
 from medpipe.synthesis.metrics._figures import Floats
+from medpipe.synthesis.metrics.distances import rms_distances
 from medpipe.synthesis.metrics.privacy import Privacy
 from medpipe.synthesis.metrics.repeats import repeats_of_distances
 from medpipe.synthesis.segmenter import SegmenterModel
@@ -153,7 +154,8 @@ def evaluate_synthesis(
     tell("t maps and distances")
     out["t_map"] = _t_maps(real_test, synthetic, aligned, s)
     found, area, distances = privacy_of(aligned, s)
-    within = (distances["within_synthetic"], distances["within_train"])
+    made = aligned.kept(aligned.made)
+    within = (rms_distances(made, made), distances["within_train"])
     out["distribution"]["nearest_other"] = repeats_of_distances(*within, **s.resampled()).to_dict()
     out["privacy"] = _privacy(found, area, distances, s, likelihoods)
     out["pictures"] = pair_pictures(aligned, distances["to_train"], s.shown)

@@ -165,7 +165,7 @@ def privacy_of(
     privacy : Privacy
     area : Interval
     distances : dict of arrays
-        ``within_synthetic`` and ``within_train`` are those of the cases of one set.
+        ``within_train`` and ``within_held_out`` are those of the cases of one set.
     """
     train, test = (aligned.kept(x) for x in (aligned.train, aligned.test))
     synthetic = aligned.kept(aligned.made if made is None else made)
@@ -177,7 +177,6 @@ def privacy_of(
         "within_held_out": rms_distances(test, test),
     }
     found = privacy_of_distances(*d.values(), limit=settings.limit, **settings.resampled())
-    d["within_synthetic"] = rms_distances(synthetic, synthetic)
     # an attacker who holds a case and the synthetic set: the nearer, the likelier a member
     area = membership_auc(-d["to_train"].min(axis=0), -d["to_held_out"].min(axis=0), settings.level)
     return found, area, d
