@@ -95,8 +95,8 @@ def recipe(seed: int) -> GeneratorTraining:
         labeller={"widths": (8, 16, 32), "residual_units": 1},
         labeller_iterations=600,
         labeller_sees="real",
-        corrected_by="gradient",
         detail=0.4,
+        mapping_draws=512,
         seed=seed,
     )  # fmt: skip
 
@@ -279,7 +279,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes, of the population")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--corrections", type=int, default=16, help="see DrawSettings")
+    parser.add_argument("--corrections", type=int, default=6, help="see DrawSettings")
     parser.add_argument("--pin", action="store_true", help="package the generator")
     return parser.parse_args()
 
@@ -325,9 +325,9 @@ something before anybody has trained a generator of their own.
 - **Asked for**: age in years, sex, volume of the lateral ventricles and of the brain in ml.
 - **Draws**: a T1-weighted volume of {grid} mm, and its labels: grey and
   white matter, lateral ventricles, fluid, the rest of the head, by a segmenter on what was
-  drawn. Its latent is moved {corrections} times down the gradient of what this segmenter sees,
-  until that is what was asked for. Intensities are those of brain; fat is as bright as white
-  matter.
+  drawn. Its latent is moved, up to {corrections} times and as little as will do, until this
+  segmenter sees what was asked for. At each place intensities are spread as in the heads of the
+  training. They are those of brain; fat is as bright as white matter.
 - **Networks**: an autoencoder (cells of 4 voxels, 8 numbers each) and a denoiser of its
   latents (rectified flow), {weights:,} weights in half precision; {bytes:.1f} MB.
 - **Training**: {train} drawn heads (`medpipe data brain-population`, seed 0); no image of a

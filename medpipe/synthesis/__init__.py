@@ -27,6 +27,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "coded": ("CodedVolumes", "encode_moved"),
     "routes": ("DrawSettings", "LatentRoute", "TokenRoute"),
     "detail": ("FineDetail",),
+    "quantile_mapping": ("QuantileMapping",),
     "label_reading": ("LabelReading", "label_sizes"),
     "generator": ("DrawnVolume", "Generator"),
     "generator_settings": ("GeneratorTraining",),

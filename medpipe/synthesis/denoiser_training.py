@@ -117,12 +117,15 @@ class LatentDraws(Dataset[Any], Randomizable):
     expected : Denoiser, optional
         One with a grid: what it expects of the conditions that are shown is taken out of the
         latents, which are divided by its spread.
+    until : float
+        Share of the times that is drawn: no later ones, which a denoiser that begins there
+        (`DenoiserSettings.begin`) is never asked for.
     """
 
     def __init__(
         self, latents: Latents, objective: str, *, hide: float = 0.1, times: Times = "uniform",
         hide_each: float = 0.0, draws: int = 1, conditions: Conditions | None = None,
-        expected: Denoiser | None = None,
+        expected: Denoiser | None = None, until: float = 1.0,
     ) -> None:  # fmt: skip
         if not 0.0 <= hide <= 1.0:
             raise UsageError("hide is wrong", expected="a share, 0 to 1", got=str(hide))
@@ -131,7 +134,7 @@ class LatentDraws(Dataset[Any], Randomizable):
         if hide_each and conditions is None:
             raise UsageError("hide_each needs to know the conditions", hint="give conditions")
         self.latents, self.objective, self.times, self.draws = latents, objective, times, draws
-        self.hide, self.hide_each = hide, hide_each
+        self.hide, self.hide_each, self.until = hide, hide_each, until
         self.places: tuple[Tensor, ...] = ()
         if expected is not None and expected.settings.grid is not None:
             # copies: the denoiser moves to the device it is trained on
@@ -151,6 +154,7 @@ class LatentDraws(Dataset[Any], Randomizable):
         share = (draw + float(self.R.uniform())) / self.draws
         if self.times == "logit-normal":
             share = 1.0 / (1.0 + math.exp(-float(self.R.standard_normal())))
+        share *= self.until
         time = torch.tensor([share * TIMES if self.objective == "flow" else int(share * TIMES)])
         shown = self._shown(s.present[number])
         own, noise = (self._normal(s.mean[number]) for _ in range(2))
@@ -253,21 +257,21 @@ def train_denoiser(
             )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        # directions are no matter of the training, nor of its checkpoints
+        # directions are no matter of the network that is trained, nor of its checkpoints
         trained = replace(settings, directions=0, begin=1.0)
         denoiser = Denoiser(trained)
-    bound = _bound(
-        latents, trained,
-        {"hide": hide, "times": times, "hide_each": hide_each, "draws": validation_draws},
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "hide": hide, "times": times, "hide_each": hide_each, "until": settings.begin,
+    }  # fmt: skip
+    bound = _bound(latents, trained, {**how, "draws": validation_draws})
     if settings.grid is not None:
         _measure_places(denoiser, latents)
-    how: dict[str, Any] = {"hide": hide, "times": times, "hide_each": hide_each}
     measured = None
     if validation is not None:
         measured = LatentDraws(
-            validation, settings.objective, hide=0.0, draws=validation_draws, expected=denoiser
-        )
+            validation, settings.objective, hide=0.0, draws=validation_draws, expected=denoiser,
+            until=settings.begin,
+        )  # fmt: skip
     with enough_memory("take a smaller batch"):
         result = train(
             _Told(denoiser), functional.mse_loss,
@@ -297,8 +301,8 @@ def denoising_errors(
 ) -> tuple[Tensor, Tensor]:
     """Return the squared error of a denoiser for each latent, told its conditions and not.
 
-    Times are spread over all there are; both errors are those of the same noise, which only
-    `seed` and the place of the latent decide.
+    Times are spread over all that the denoiser is asked for; both errors are those of the same
+    noise, which only `seed` and the place of the latent decide.
 
     Parameters
     ----------
@@ -313,7 +317,14 @@ def denoising_errors(
     told, untold : Tensor (N,)
     """
     both = [
-        LatentDraws(latents, denoiser.settings.objective, hide=h, draws=draws, expected=denoiser)
+        LatentDraws(
+            latents,
+            denoiser.settings.objective,
+            hide=h,
+            draws=draws,
+            expected=denoiser,
+            until=denoiser.settings.begin,
+        )
         for h in (0.0, 1.0)
     ]
     where = next(denoiser.parameters())

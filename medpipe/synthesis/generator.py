@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from medpipe.models import load_weights, pack_weights, unpack_weights
 from medpipe.seeds import derive_seed
 from medpipe.synthesis.baseline_route import BaselineRoute
 from medpipe.synthesis.conditions import Condition, Conditions
-from medpipe.synthesis.correcting import GRADIENT_STEPS, descended
+from medpipe.synthesis.correcting import corrected
 from medpipe.synthesis.detail import FineDetail
 from medpipe.synthesis.label_reading import LabelReading
 from medpipe.synthesis.model_file import packed_parts, part_of, plain_json
+from medpipe.synthesis.quantile_mapping import QuantileMapping
 from medpipe.synthesis.routes import (
     CORRECTIONS,
     DrawSettings,
@@ -86,9 +87,8 @@ class Generator:
         What says how well labels fit the conditions.
     labeller : SegmenterModel, optional
         What labels the images that are drawn; without it labels are drawn with them.
-    corrected_by : {"slopes", "gradient"}
-        How latents are moved until labels have what was asked for: the way that patients
-        differ, or by the gradient of what the labeller sees.
+    mapping : QuantileMapping, optional
+        What gives the intensities of each place the distribution that real ones have.
 
     Raises
     ------
@@ -103,7 +103,7 @@ class Generator:
     detail: FineDetail | None = None
     reading: LabelReading | None = None
     labeller: SegmenterModel | None = None
-    corrected_by: Literal["slopes", "gradient"] = "slopes"
+    mapping: QuantileMapping | None = None
 
     def __post_init__(self) -> None:
         self.route.check(self.shape)
@@ -191,7 +191,7 @@ class Generator:
         if isinstance(route, LatentRoute) and settings.corrections:
             asked = (row for row in rows for _ in every)
             found = zip(route.latents(*how), asked, seeded, strict=True)
-            tried = self._along_slopes if self.corrected_by == "slopes" else self._down_gradient
+            tried = self._along_slopes if self.labeller is None else self._by_gradient
             made = (self._nearest(tried(route, *each, settings), each[1]) for each in found)
         else:
             drawn = zip(route.draw(*how), seeded, strict=True)
@@ -211,17 +211,23 @@ class Generator:
         """How often a latent is moved by default; 0 where that cannot be."""
         if self.reading is None or not isinstance(self.route, LatentRoute):
             return 0
-        if self.corrected_by == "gradient":
-            return GRADIENT_STEPS if self.labeller is not None else 0
-        return CORRECTIONS if self.route.slopes is not None else 0
+        can = self.labeller is not None or self.route.slopes is not None
+        return CORRECTIONS if can else 0
 
     def _finished(self, volume: Tensor, seed: int, settings: DrawSettings) -> _Parts:
-        """Return image and labels of a volume, detail put back."""
-        image, labels = split_labels(volume, self.route.image_channels)
-        image = self.detailed(image, seed, settings.detail)
+        """Return image and labels of a volume."""
+        labels = split_labels(volume, self.route.image_channels)[1]
+        image = self._image(volume, seed, settings)
         if self.labeller is not None:
             labels = self.labeller.labels(image[None].clamp(0, 1)).to(torch.uint8)
         return image, labels
+
+    def _image(self, volume: Tensor, seed: int, settings: DrawSettings) -> Tensor:
+        """Return the image of a volume, detail put back and intensities mapped."""
+        image = self.detailed(volume[: self.route.image_channels], seed, settings.detail)
+        if self.mapping is None or settings.detail == 0:
+            return image
+        return self.mapping.applied_to(image)
 
     def _nearest(self, parts: Iterator[_Parts], row: Mapping[str, Any]) -> _Parts:
         """Return the one whose labels are nearest to what is asked; the first of one."""
@@ -230,21 +236,21 @@ class Generator:
             return next(parts)
         return min(parts, key=lambda part: reading.distance(cast(Tensor, part[1]), row))
 
-    def _down_gradient(
+    def _by_gradient(
         self, route: LatentRoute, latent: Tensor, row: Mapping[str, Any], seed: int,
         settings: DrawSettings,
     ) -> Iterator[_Parts]:  # fmt: skip
-        """Yield image and labels of a latent, as drawn and as `descended` moves it."""
+        """Yield image and labels of a latent, as drawn and as `corrected` moves it."""
         labeller, reading = cast(SegmenterModel, self.labeller), cast(LabelReading, self.reading)
         yield self._finished(route.decoded(latent, self.shape), seed, settings)
 
         def image_of(moved: Tensor) -> Tensor:
             volume = route.autoencoder.decode(moved[None], self.shape)[0]
-            image = split_labels(volume, route.image_channels)[0]
-            return self.detailed(image, seed, settings.detail).clamp(0, 1)
+            return self._image(volume, seed, settings).clamp(0, 1)
 
         steps = settings.corrections or 0
-        latent = descended(latent, image_of, labeller.network, reading, row, steps)
+        how = (image_of, labeller.network, reading, row, steps)
+        latent = corrected(latent, route.spread, *how)
         yield self._finished(route.decoded(latent, self.shape), seed, settings)
 
     def _along_slopes(
@@ -301,10 +307,10 @@ class Generator:
         tensors, header = self.route.packed(half)
         if self.detail is not None:
             tensors |= self.detail.packed()
+        if self.mapping is not None:
+            tensors |= self.mapping.packed()
         if self.reading is not None:
             header["reading"] = self.reading.to_json()
-        if self.corrected_by != "slopes":
-            header["corrected_by"] = self.corrected_by
         if self.labeller is not None:
             own, labeller = packed_parts({"labeller": self.labeller.to_bytes()})
             tensors, header = tensors | own, header | labeller
@@ -356,7 +362,7 @@ class Generator:
             detail = FineDetail.unpacked(tensors)
             return cls(
                 route, affine, (i, j, k), dict(said["facts"]), detail, reading, labeller,
-                parts.get("corrected_by", "slopes"),
+                QuantileMapping.unpacked(tensors),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, MedpipeError):
             raise InputError(

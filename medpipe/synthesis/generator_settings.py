@@ -57,11 +57,11 @@ class GeneratorTraining:
     labeller_sees : {"drawn", "real"}
         Whether it is trained with images as they would be drawn too, or with real ones alone:
         it is then stricter, and says no ventricle where a drawn one is faint.
-    corrected_by : {"slopes", "gradient"}
-        How latents are moved until labels have what was asked for; see `Generator`. The
-        gradient needs a labeller.
     detail : float
         Share of the fine detail that is put back into what is drawn.
+    mapping_draws : int
+        Volumes that are drawn after the training to learn which intensities they have too
+        often; see `medpipe.synthesis.quantile_mapping`. 0: none, nor with less than 20 volumes.
     validation_share : float
         Of the subjects: the same ones validate all trainings.
     seed : int
@@ -86,30 +86,28 @@ class GeneratorTraining:
     labeller: dict[str, Any] = field(default_factory=dict)
     labeller_iterations: int = 0
     labeller_sees: Literal["drawn", "real"] = "drawn"
-    corrected_by: Literal["slopes", "gradient"] = "slopes"
     detail: float = DETAIL
+    mapping_draws: int = 200
     validation_share: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         least_1 = (self.copies, self.feature_iterations)
-        counts = (self.shift_voxels, self.labeller_iterations, *(n - 1 for n in least_1))
+        counts = (
+            self.shift_voxels, self.labeller_iterations, self.mapping_draws,
+            *(n - 1 for n in least_1),
+        )  # fmt: skip
         if not 0 <= self.validation_share < 1 or min(counts) < 0 or not self.detail >= 0:
             raise UsageError(
                 "the settings of the training of a generator are wrong",
-                expected="validation_share from 0 to below 1, shift_voxels, labeller_iterations "
-                "and detail of 0 or more, copies and feature_iterations of 1 or more",
+                expected="validation_share from 0 to below 1, shift_voxels, "
+                "labeller_iterations, mapping_draws and detail of 0 or more, copies and "
+                "feature_iterations of 1 or more",
             )
         if self.labeller_sees not in ("drawn", "real"):
             raise UsageError(
                 "unknown images of a labeller", expected="drawn or real",
                 got=str(self.labeller_sees),
-            )  # fmt: skip
-        ways = ("slopes", "gradient")[: 2 if self.labeller_iterations else 1]
-        if self.corrected_by not in ways:
-            raise UsageError(
-                "latents cannot be corrected so", expected=" or ".join(ways),
-                got=str(self.corrected_by), hint="the gradient needs a labeller",
             )  # fmt: skip
         # says what is wrong with them before anything is trained
         if self.route not in ("tokens", "latents"):
@@ -175,6 +173,7 @@ def _hippocampus(seed: int) -> dict[str, Any]:
         "copies": 3,
         "labeller_iterations": 1000,
         "detail": 0.6,
+        "mapping_draws": 400,
     }  # fmt: skip
 
 

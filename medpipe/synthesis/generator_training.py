@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from medpipe.errors import UsageError
+from medpipe.seeds import derive_seed
 from medpipe.synthesis.autoencoder import LatentAutoencoder
 from medpipe.synthesis.autoencoder_training import measure_autoencoder, train_autoencoder
 from medpipe.synthesis.coded import encode_moved
@@ -26,8 +27,9 @@ from medpipe.synthesis.label_reading import LabelReading, label_sizes
 from medpipe.synthesis.latents import Latents, encode_latents
 from medpipe.synthesis.moved import SHIFTS, MovedVolumes, repeated
 from medpipe.synthesis.prior_training import train_prior
+from medpipe.synthesis.quantile_mapping import FEWEST, QuantileMapping
 from medpipe.synthesis.rebuilt import AsDrawn, Rebuilt, fit_detail
-from medpipe.synthesis.routes import LatentRoute, TokenRoute
+from medpipe.synthesis.routes import DrawSettings, LatentRoute, TokenRoute
 from medpipe.synthesis.segmenter import SegmenterModel, SegmenterSettings, train_segmenter
 from medpipe.synthesis.tokeniser_losses import PerceptualLoss
 from medpipe.synthesis.tokeniser_measures import measure_variety
@@ -40,6 +42,7 @@ from medpipe.types import Json
 __all__ = ["train_generator"]
 
 LABELLER_VALIDATIONS = 8
+MAPPING_BATCH = 8
 
 
 def train_generator(
@@ -101,8 +104,8 @@ def train_generator(
     labels = training.labeller_iterations and route.label_classes
     labeller = _labeller(run, rebuilt, detail) if labels else None
     reading = _reading(samples, route, labeller)
-    by = training.corrected_by
-    return Generator(route, affine, shape, facts, detail, reading, labeller, by)
+    made = Generator(route, affine, shape, facts, detail, reading, labeller)
+    return replace(made, mapping=_mapping(made, samples, training))
 
 
 def _labeller(run: _Run, rebuilt: tuple[Rebuilt, Rebuilt], detail: FineDetail) -> SegmenterModel:
@@ -143,6 +146,26 @@ def _reading(
     rows = [{name: column[n] for name, column in samples.table.items()} for n in number]
     reading = LabelReading.fit(np.stack(true), rows, route.conditions)
     return reading.of_labeller(np.stack(seen), np.stack(true)) if reading and seen else reading
+
+
+def _mapping(
+    made: Generator, samples: TrainingSet, training: GeneratorTraining
+) -> QuantileMapping | None:
+    """Return what maps intensities that are drawn to those of volumes, if there are enough.
+
+    Volumes are drawn for the conditions of as many real ones, each as often as the others.
+    """
+    count = min(len(samples.volumes), training.mapping_draws)
+    if count < FEWEST:
+        return None
+    chosen = [k * len(samples.volumes) // count for k in range(count)]
+    images = TokeniserSamples(samples.volumes, made.route.image_channels, 0)
+    real = (images.volume(n) for n in chosen)
+    whose = [chosen[k % count] for k in range(training.mapping_draws)]
+    rows = [{name: column[n] for name, column in samples.table.items()} for n in whose]
+    seeds = [derive_seed(training.seed, "mapping", str(k)) for k in range(len(rows))]
+    drawn = made.stream(rows, seeds, DrawSettings(corrections=0, batch=MAPPING_BATCH))
+    return QuantileMapping.fit((v.image.as_tensor() for v in drawn), real)
 
 
 @dataclass(frozen=True, eq=False)

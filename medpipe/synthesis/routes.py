@@ -24,7 +24,8 @@ from medpipe.types import Json
 __all__ = ["DrawSettings", "LatentRoute", "TokenRoute", "route_from"]
 
 CORRECTIONS = 6
-"""Of latents by default: each leaves about a fifth of what was lacking."""
+"""Of latents by default: each along the slopes leaves about a fifth of what was lacking, and
+those by a gradient less."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ class DrawSettings:
         Of so many volumes for each row the one is kept whose labels fit its conditions best,
         at so many times the cost; see `medpipe.synthesis.label_reading`.
     corrections : int, optional
-        How often a latent is moved until the labels have what was asked for: the way that
-        patients differ, or down a gradient, as the generator does. Each costs a decoding. By
-        default `CORRECTIONS` times, or `GRADIENT_STEPS`, where the generator can.
+        How often, at most, a latent is moved until the labels have what was asked for: as
+        little as will do by what a labeller sees, or the way that patients differ. Each costs
+        a decoding, and with a labeller the gradient of one. By default `CORRECTIONS` times,
+        where the generator can.
     detail : float, optional
         Share of the fine detail that is put back; see `medpipe.synthesis.detail`. By default
         that of the training. What is left out has edges in it too, which noise does not give
-        back: with all of it images are too noisy.
+        back: with all of it images are too noisy. 0: images as the networks draw them, whose
+        intensities are not mapped either.
 
     Raises
     ------
@@ -241,6 +244,12 @@ class LatentRoute:
     def slopes(self) -> Tensor | None:
         """By how much a latent changes with each condition, where the denoiser knows places."""
         return None if self.denoiser.settings.grid is None else self.denoiser.slopes
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of each number of a latent; of all, where places are not known."""
+        own = self.denoiser
+        return self.autoencoder.scale.new_ones(()) if own.settings.grid is None else own.spread
 
     def rebuilt(self, volume: Tensor) -> Tensor:
         """Return a volume (C, I, J, K), labels one-hot, as it comes back from its latent."""

@@ -9,6 +9,7 @@ import torch
 from monai.networks.schedulers import DDPMScheduler
 
 from medpipe.errors import UsageError
+from medpipe.synthesis import denoiser_training
 from medpipe.synthesis.conditions import Conditions
 from medpipe.synthesis.denoiser import Denoiser, DenoiserSettings
 from medpipe.synthesis.denoiser_training import (
@@ -158,6 +159,46 @@ def test_what_validates_is_always_the_same_and_spread_over_all_times():
     assert len({round(row["loss"], 6) for row in rows}) == 4  # what trains is drawn anew
 
 
+@pytest.mark.parametrize("times", ["uniform", "logit-normal"])
+def test_times_after_drawing_begins_are_not_learned(times):
+    whole, early = (
+        [inputs for inputs, _ in _seeded(draws("flow", times=times, until=until)[0])]
+        for until in (1.0, 0.3)
+    )
+    assert max(one["time"] for one in whole) > 800
+    for one, other in zip(whole, early, strict=True):
+        assert float(other["time"]) == pytest.approx(0.3 * float(one["time"]))
+
+
+def _seeded(data):
+    for seed in range(60):
+        data.set_random_state(seed=seed)
+        yield data[0]
+
+
+def test_a_denoiser_learns_and_is_measured_where_it_draws(monkeypatch):
+    seen = []
+
+    class Watched(LatentDraws):
+        def __getitem__(self, index):
+            made = super().__getitem__(index)
+            seen.append(float(made[0]["time"]))
+            return made
+
+    monkeypatch.setattr(denoiser_training, "LatentDraws", Watched)
+    settings = replace(tiny(), grid=(2, 2, 2), directions=2, begin=0.4)
+    short = replace(TRAINING, iterations=4, validate_every=2)
+    denoiser = train_denoiser(
+        population(16, 0), settings, short, validation=population(4, 1), validation_draws=4,
+        device="cpu",
+    )  # fmt: skip
+    assert 300 < max(seen) <= 400
+    assert denoiser.facts["until"] == 0.4
+    seen.clear()
+    denoising_errors(denoiser, population(8, 2), draws=4)
+    assert 300 < max(seen) <= 400
+
+
 def test_the_error_of_a_denoiser_is_that_of_the_closed_form():
     """One that always says 0 errs by the variance of latent and noise; conditions do not help."""
     denoiser = train_denoiser(
@@ -255,10 +296,13 @@ def test_the_directions_are_those_that_latents_were_drawn_along(tmp_path):
     assert float((found.T @ found - wanted).abs().max()) < 0.1 * float(wanted.abs().max())
     lengths = found.square().sum(1)
     assert lengths[1] > 1e6 * lengths[2]  # there were two
-    # how drawing begins is no matter of the training: a checkpoint goes on with another
-    other = train_denoiser(data, replace(settings, directions=0, begin=1.0), once, **told)
+    # directions are no matter of the training: a checkpoint goes on with more or less of them
+    other = train_denoiser(data, replace(settings, directions=1), once, **told)
     weights = zip(denoiser.unet.parameters(), other.unet.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in weights)
+    # when drawing begins is: later times are not learned
+    with pytest.raises(UsageError, match="checkpoint"):
+        train_denoiser(data, replace(settings, begin=0.3), once, **told)
 
 
 def test_a_checkpoint_of_other_latents_is_refused(tmp_path):

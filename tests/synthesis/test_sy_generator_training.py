@@ -12,6 +12,7 @@ import torch
 from medpipe.errors import InputError, StepError, UsageError
 from medpipe.io.nifti import write_nifti
 from medpipe.models import unpack_weights
+from medpipe.seeds import derive_seed
 from medpipe.synthesis import generator_training
 from medpipe.synthesis.autoencoder import AutoencoderSettings
 from medpipe.synthesis.autoencoder_training import AutoencoderTraining
@@ -23,6 +24,7 @@ from medpipe.synthesis.generator_settings import GeneratorTraining
 from medpipe.synthesis.generator_training import train_generator
 from medpipe.synthesis.label_reading import LabelReading, label_sizes
 from medpipe.synthesis.prior_training import PriorTraining
+from medpipe.synthesis.quantile_mapping import QuantileMapping
 from medpipe.synthesis.segmenter import train_segmenter
 from medpipe.synthesis.tokeniser import TokeniserSettings, join_labels
 from medpipe.synthesis.tokeniser_training import TokeniserTraining
@@ -217,7 +219,7 @@ def test_a_labeller_is_trained_with_images_as_they_are_drawn_too(folder, monkeyp
     assert made.reading.weights[1] == pytest.approx(plain.weights[1] / bias)
 
 
-def test_a_labeller_may_see_real_images_alone_and_lead_latents(folder, monkeypatch):
+def test_a_labeller_may_see_real_images_alone(folder, monkeypatch):
     given = {}
 
     def spied(samples, settings, loop, **how):
@@ -226,17 +228,42 @@ def test_a_labeller_may_see_real_images_alone_and_lead_latents(folder, monkeypat
 
     monkeypatch.setattr(generator_training, "train_segmenter", spied)
     samples = read_training_set(folder)
-    how = replace(LATENT, labeller_sees="real", corrected_by="gradient")
-    made = train_generator(samples, how, device="cpu")
-    assert made.corrected_by == "gradient"
+    how = replace(LATENT, labeller_sees="real")
+    train_generator(samples, how, device="cpu")
     assert len(given["samples"]) == 6
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).tolist()
     for (image, _), n in zip(given["samples"], sorted(order[2:]), strict=True):
         assert np.array_equal(image, samples.volumes[n][0])
-    with pytest.raises(UsageError, match="the gradient needs a labeller"):
-        replace(how, labeller_iterations=0)
     with pytest.raises(UsageError, match="drawn or real, got rebuilt"):
         replace(how, labeller_sees="rebuilt")
+
+
+@pytest.mark.parametrize("training", [SHORT, LATENT], ids=["tokens", "latents"])
+def test_intensities_are_mapped_to_those_of_all_volumes(tmp_path, monkeypatch, training):
+    given = {}
+
+    def spied(drawn, real):
+        given.update(drawn=list(drawn), real=list(real))
+        return fit(given["drawn"], given["real"])
+
+    fit = QuantileMapping.fit
+    monkeypatch.setattr(QuantileMapping, "fit", spied)
+    samples = read_training_set(write_balls(tmp_path, 22))
+    made = train_generator(samples, replace(training, mapping_draws=30), device="cpu")
+    assert len(given["real"]) == 22
+    for number, image in enumerate(given["real"]):
+        assert np.array_equal(image, samples.volumes[number][0])
+    assert len(given["drawn"]) == 30
+    # the eighth and the last are drawn for the eighth volume, before latents are corrected
+    unmapped = replace(made, mapping=None)
+    row = {"place_voxels": samples.table["place_voxels"][7]}
+    for number in (7, 29):
+        seed = derive_seed(training.seed, "mapping", str(number))
+        (alone,) = unmapped.sample([row], [seed], corrections=0)
+        assert torch.allclose(alone.image.as_tensor(), given["drawn"][number], atol=1e-5)
+    few = train_generator(samples, replace(training, mapping_draws=19), device="cpu")
+    assert few.mapping is None
+    assert Generator.from_bytes(made.to_bytes()).mapping is not None
 
 
 def test_balls_are_drawn_where_they_are_asked_for(tmp_path):

@@ -195,12 +195,12 @@ class SampleVolumed(DictStep, Randomizable):
         Of so many volumes the one is kept whose labels fit the conditions best, at so many
         times the cost.
     corrections : int, optional
-        How often a latent is moved the way that patients differ, until its labels have what
-        was asked for; each costs a decoding. By default 6 times, or 16 down a gradient, where
-        the generator can.
+        How often, at most, a latent is moved until its labels have what was asked for; each
+        costs a decoding, and with a labeller its gradient. By default 6 times, where the
+        generator can.
     detail : float, optional
-        Share of the fine detail that is put back, which networks leave out; 0: smooth images.
-        By default that of the training.
+        Share of the fine detail that is put back, which networks leave out; 0: images as
+        the networks draw them, intensities not mapped. By default that of the training.
     labels_out : str, optional
         Key that receives the labels, empty ones (and a finding) where the generator draws
         none; with one key alone.
@@ -208,7 +208,7 @@ class SampleVolumed(DictStep, Randomizable):
         Skip keys that are absent.
     """
 
-    version = "4"
+    version = "5"
     reads = ()
     writes = ("labels_out",)
     files = ("model",)

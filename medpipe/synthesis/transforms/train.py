@@ -83,6 +83,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
         begin: float = 0.3,
         labeller_iterations: int = 0,
         detail: float = 0.5,
+        mapping_draws: int = 200,
         half: bool = False,
     ) -> None:
         self.conditions, self.half = conditions, half
@@ -103,7 +104,7 @@ class TrainSynthesis(ArrayStep, Randomizable):
         self.settings: dict[str, Any] = {
             "route": route, "shift_voxels": shift_voxels, "copies": copies,
             "validation_share": validation_share, "labeller_iterations": labeller_iterations,
-            "detail": detail,
+            "detail": detail, "mapping_draws": mapping_draws,
             "feature_iterations": min(FEATURE_ITERATIONS, tokeniser_iterations),
         }  # fmt: skip
         if route == "tokens":
@@ -259,13 +260,16 @@ class TrainSynthesisd(DictStep, Randomizable):
         the image.
     detail : float
         Share of the fine detail that is put back into what is drawn.
+    mapping_draws : int
+        Volumes that are drawn at the end to learn which intensities they have too often at
+        each place, and map them to those of the volumes; 0: none, nor with less than 20.
     half : bool
         Weights in half precision: a file of half the size.
     allow_missing_keys : bool
         Skip keys that are absent.
     """
 
-    version = "3"
+    version = "4"
     reads = ()
     writes = ()
     files = ()
@@ -302,6 +306,7 @@ class TrainSynthesisd(DictStep, Randomizable):
         begin: float = 0.3,
         labeller_iterations: int = 0,
         detail: float = 0.5,
+        mapping_draws: int = 200,
         half: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -310,7 +315,7 @@ class TrainSynthesisd(DictStep, Randomizable):
             conditions, route, preset, codes, tokeniser_iterations, tokeniser_batch, tokeniser_rate,
             adversarial, perceptual, prior_iterations, prior_batch, prior_rate, width, layers,
             heads, dropout, attention, order, patience, shift_voxels, copies, validation_share,
-            denoiser_channels, begin, labeller_iterations, detail, half,
+            denoiser_channels, begin, labeller_iterations, detail, mapping_draws, half,
         )  # fmt: skip
 
     def set_random_state(
