@@ -7,9 +7,9 @@ For each seed: a generator of each route, a Gaussian of principal components and
 template are fitted to the training cases of data_manifests/hippocampus_split.json; each draws
 a volume for each training case, asked for the volumes of its two regions. One segmenter,
 trained with the same cases, measures all sets. What is done is in WORK and not done twice: a
-run that was stopped goes on. The table is written to benchmarks/results, of --tiny (a few
-cases and iterations, which say nothing) to WORK. ``--pin`` puts the generator of the first
-seed and its card into the package.
+run that was stopped goes on. The table is written to benchmarks/results (one with tokens to a
+file of its own), of --tiny (a few cases and iterations, which say nothing) to WORK. ``--pin``
+puts the generator of the first seed and its card into the package.
 
 Who is what: generators, baselines and segmenter see the training cases alone (a share of
 them stops the trainings). The settings of the generators were chosen in trials that were
@@ -414,7 +414,8 @@ def main() -> None:
     if arguments.tiny:
         write_json_atomic(arguments.work / "result.json", record)
     else:
-        write_results("synthesis_hippocampus", record)
+        name = "_".join(["synthesis_hippocampus", *(r for r in arguments.routes if r != "latents")])
+        write_results(name, record)
     if arguments.pin:
         pin(Run(arguments, arguments.seeds[0]), record)
 

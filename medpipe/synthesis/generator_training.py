@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from medpipe.errors import UsageError
 from medpipe.seeds import derive_seed
@@ -65,7 +67,7 @@ def train_generator(
         run ends with the bits of one that was not.
     progress : callable, optional
         Told which training ("tokeniser", "prior", "features", "autoencoder", "denoiser",
-        "labeller") is where.
+        "labeller") is where, and how many volumes are drawn of those that "mapping" needs.
 
     Returns
     -------
@@ -105,7 +107,7 @@ def train_generator(
     labeller = _labeller(run, rebuilt, detail) if labels else None
     reading = _reading(samples, route, labeller)
     made = Generator(route, affine, shape, facts, detail, reading, labeller)
-    return replace(made, mapping=_mapping(made, samples, training))
+    return replace(made, mapping=_mapping(made, run))
 
 
 def _labeller(run: _Run, rebuilt: tuple[Rebuilt, Rebuilt], detail: FineDetail) -> SegmenterModel:
@@ -148,13 +150,12 @@ def _reading(
     return reading.of_labeller(np.stack(seen), np.stack(true)) if reading and seen else reading
 
 
-def _mapping(
-    made: Generator, samples: TrainingSet, training: GeneratorTraining
-) -> QuantileMapping | None:
+def _mapping(made: Generator, run: _Run) -> QuantileMapping | None:
     """Return what maps intensities that are drawn to those of volumes, if there are enough.
 
     Volumes are drawn for the conditions of as many real ones, each as often as the others.
     """
+    samples, training, tell = run.samples, run.training, run.progress
     count = min(len(samples.volumes), training.mapping_draws)
     if count < FEWEST:
         return None
@@ -164,8 +165,17 @@ def _mapping(
     whose = [chosen[k % count] for k in range(training.mapping_draws)]
     rows = [{name: column[n] for name, column in samples.table.items()} for n in whose]
     seeds = [derive_seed(training.seed, "mapping", str(k)) for k in range(len(rows))]
-    drawn = made.stream(rows, seeds, DrawSettings(corrections=0, batch=MAPPING_BATCH))
-    return QuantileMapping.fit((v.image.as_tensor() for v in drawn), real)
+
+    def drawn() -> Iterator[Tensor]:
+        began = time.monotonic()
+        how = DrawSettings(corrections=0, batch=MAPPING_BATCH)
+        for done, volume in enumerate(made.stream(rows, seeds, how), 1):
+            if tell is not None:
+                spent = time.monotonic() - began
+                tell("mapping", Progress(done, len(rows), math.nan, None, spent))
+            yield volume.image.as_tensor()
+
+    return QuantileMapping.fit(drawn(), real)
 
 
 @dataclass(frozen=True, eq=False)

@@ -249,7 +249,14 @@ def test_intensities_are_mapped_to_those_of_all_volumes(tmp_path, monkeypatch, t
     fit = QuantileMapping.fit
     monkeypatch.setattr(QuantileMapping, "fit", spied)
     samples = read_training_set(write_balls(tmp_path, 22))
-    made = train_generator(samples, replace(training, mapping_draws=30), device="cpu")
+    told = []
+    made = train_generator(
+        samples, replace(training, mapping_draws=30), device="cpu",
+        progress=lambda *at: told.append(at),
+    )  # fmt: skip
+    drawn = [at for stage, at in told if stage == "mapping"]
+    assert [at.iteration for at in drawn] == list(range(1, 31))
+    assert {at.iterations for at in drawn} == {30}
     assert len(given["real"]) == 22
     for number, image in enumerate(given["real"]):
         assert np.array_equal(image, samples.volumes[number][0])

@@ -196,9 +196,10 @@ def _notices() -> Any:
         if now - said >= _NOTICE_EVERY_S:
             said = now
             left = at.seconds / at.iteration * (at.iterations - at.iteration) / 60
+            what = "volumes" if stage == "mapping" else f"iterations, loss {at.loss:.4g}"
             _NOTICE.info(
-                "%s: %d of %d iterations, loss %.4g, at most %.0f min left",
-                stage, at.iteration, at.iterations, at.loss, left,
+                "%s: %d of %d %s, at most %.0f min left",
+                stage, at.iteration, at.iterations, what, left,
             )  # fmt: skip
 
     return tell
