@@ -63,14 +63,14 @@ MODELS: dict[str, PackagedModel] = {
         "b22acf9eca628dde73aa9f5a3a09fa97ebd924be252ab64455fd74490fa73d7d",
         "outcome",
     ),
-    "synthesis-brain": PackagedModel(
-        "synthesis-brain.safetensors",
-        "1967ca4befceb5fa561a0c7a4e26d53b384afcc12c0d1d4261ceb436a5b4a46e",
-        "synthesis",
-    ),
     "synthesis-hippocampus": PackagedModel(
         "synthesis-hippocampus.safetensors",
         "0b749978e4f58e1f075e96b9a438ba03841e2e3dacd1fb986997ffc20cdb8cea",
+        "synthesis",
+    ),
+    "synthesis-brain": PackagedModel(
+        "synthesis-brain.safetensors",
+        "72b53ef9112ddeef90d6bd8c540ea2bde3457c280ec896ac25077cb6d3c02058",
         "synthesis",
     ),
 }
