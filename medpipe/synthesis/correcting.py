@@ -64,12 +64,12 @@ def corrected(
             seen = labeller(image_of(here)[None]).softmax(1)
             sizes = seen[0, 1:].flatten(1).sum(1).double()
             missing = (asked - weights[0] - sizes @ weights[1:]) / errors
+            moved = here.detach()
+            if bool((missing.abs() <= NEAR).all()):
+                break
             slopes = [
                 torch.autograd.grad(each, here, retain_graph=True)[0] * -spread for each in missing
             ]
-        moved = here.detach()
-        if bool((missing.abs() <= NEAR).all()):
-            break
         j = torch.stack(slopes).flatten(1)
         inner = (j @ j.T).double()
         inner.diagonal().add_(1.0)

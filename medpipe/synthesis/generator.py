@@ -250,8 +250,9 @@ class Generator:
 
         steps = settings.corrections or 0
         how = (image_of, labeller.network, reading, row, steps)
-        latent = corrected(latent, route.spread, *how)
-        yield self._finished(route.decoded(latent, self.shape), seed, settings)
+        moved = corrected(latent, route.spread, *how)
+        if moved is not latent:  # something was asked that labels show
+            yield self._finished(route.decoded(moved, self.shape), seed, settings)
 
     def _along_slopes(
         self, route: LatentRoute, latent: Tensor, row: Mapping[str, Any], seed: int,
